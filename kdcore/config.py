@@ -1,0 +1,339 @@
+"""Configuration: a plugin's attrs fields, TOML files and overrides, structured strictly.
+
+The owner's fields stand on top of the file, each joiner's in a table ``[its-name]``, the engine's in ``[run]``.
+Every mistake becomes one line that names the file (or flag), the key and what is wrong. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import attrs
+import tomlkit
+from attrs import frozen
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+
+from kdcore.errors import InputError, PluginError
+from kdcore.plugins import LoadedPlugin, PluginInfo, load
+from kdcore.recipe import option
+from kdcore.sources import KeyPath, Sources
+from kdcore.structure import MismatchError, converter, show, words
+
+__all__ = ["Configuration", "RunOptions", "config_hash", "configure", "read_run", "to_toml"]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["no", "bf16", "fp16"]
+DEVICES: tuple[str, ...] = get_args(Device)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+RESERVED = ("plugins", "run")
+CHANGES_RESULTS = ("seed", "device", "precision", "max_steps", "threads")
+
+
+@frozen(kw_only=True)
+class RunOptions:
+    """The engine's own configuration: the table ``[run]``."""
+
+    data: str = option("", "folder or file of your data; empty runs the plugin's demo")
+    out: str = option("", "run folder to write; empty makes one under runs/")
+    store: str = option("", "folder of teacher outputs and answers shared by several runs; empty keeps them in the run")
+    seed: int = option(0, "the first seed", least=0)
+    seeds: int = option(1, "how many seeds to run", least=1)
+    compare: bool = option(False, "also train the control without distillation, and the declared arms")
+    device: Device = option("auto", "where to train", choices=DEVICES)  # noqa: RUF009
+    precision: Precision = option("no", "mixed precision", choices=PRECISIONS)  # noqa: RUF009
+    max_steps: int | None = option(None, "at most so many optimiser steps in each stage, for a quick try", least=1)
+    workers: int = option(0, "processes that load data; 0 loads in the main process", least=0)
+    trackers: tuple[Tracker, ...] = option(("tensorboard",), "where metrics are logged besides the run folder")
+    threads: int | None = option(None, "CPU threads; unset lets torch decide", least=1)
+    log_every: int = option(10, "optimiser steps between two lines of metrics", least=1)
+
+
+@frozen
+class Configuration:
+    """Everything that a run is configured with.
+
+    :param references: what loads each plugin again: names, or absolute paths of single files; the owner first.
+    :param plugins: plugin name to configured instance, the owner first.
+    :param run: the engine's options.
+    :param infos: plugin name to the metadata of its package.
+    """
+
+    references: tuple[str, ...]
+    plugins: Mapping[str, Any]
+    run: RunOptions
+    infos: Mapping[str, PluginInfo] = attrs.field(factory=dict)
+
+
+# --- from TOML, overrides and flags to instances
+
+
+def configure(
+    loaded: Sequence[LoadedPlugin],
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    run: Mapping[str, Any] | None = None,
+) -> Configuration:
+    """Combine, from lowest to highest: defaults, the TOML file, ``--set`` overrides, and flags.
+
+    :param loaded: the plugins, the owner of the recipe first.
+    :param file: a TOML file; None uses the defaults.
+    :param overrides: ``a.b=value`` each; the value is TOML, and what is no TOML is a string.
+    :param run: values of `RunOptions` fields; paths become absolute.
+    :raises InputError: a mistake of the user, in one line.
+    :raises PluginError: the plugins' names or fields collide, or a default is not of its own type.
+    """
+    return _configure(loaded, Sources(file), overrides, run or {})
+
+
+def _configure(
+    loaded: Sequence[LoadedPlugin], sources: Sources, overrides: Sequence[str], run: Mapping[str, Any]
+) -> Configuration:
+    if not loaded:
+        raise InputError("no plugin is named: use --plugin NAME; 'kdcore list' shows what is installed")
+    for override in overrides:
+        sources.override(override)
+    for name, value in run.items():
+        sources.set(("run", name), value, "--" + name.replace("_", "-"))
+    defaults = _defaults(loaded)
+    sources.check_owner(loaded[0])
+    joiners = {plugin.info.name: sources.pop_table(plugin.info.name) for plugin in loaded[1:]}
+    options = sources.pop_table("run")
+    owner = loaded[0].info.name
+    keys = [".".join(path) for path in _keys(defaults, owner)]
+    instances = {owner: _structure(defaults[owner], sources.table, (), sources, keys, f"plugin {owner!r}")}
+    for name, table in joiners.items():
+        instances[name] = _structure(defaults[name], table, (name,), sources, keys, f"plugin {name!r}")
+    engine = _structure(RunOptions(), options, ("run",), sources, keys, "kdcore")
+    engine = attrs.evolve(engine, **{name: _absolute(getattr(engine, name)) for name in ("data", "out", "store")})
+    return Configuration(
+        references=tuple(plugin.reference for plugin in loaded),
+        plugins=instances,
+        run=engine,
+        infos={plugin.info.name: plugin.info for plugin in loaded},
+    )
+
+
+def read_run(folder: Path) -> Configuration:
+    """The configuration of an earlier run, with its plugins loaded.
+
+    :param folder: a run folder; ``run.out`` becomes this folder, wherever it was moved to.
+    :raises InputError: the folder is no run, or its plugins or their fields have changed.
+    """
+    sources = Sources(_run_file(folder))
+    references = sources.references()
+    if not references:
+        raise InputError(f"{folder / 'config.toml'}: the key 'plugins' is missing, so this is no run folder")
+    return _configure([load(reference) for reference in references], sources, (), {"out": str(folder)})
+
+
+def plugins_of(file: Path) -> tuple[str, ...]:
+    """The plugins that a configuration file names in its key ``plugins``; empty when it names none."""
+    return Sources(file).references()
+
+
+def _run_file(folder: Path) -> Path:
+    file = folder / "config.toml"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder")
+    if not file.is_file():
+        raise InputError(f"{folder}: no run folder (it has no config.toml); runs are written where --out says")
+    return file
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+def _defaults(loaded: Sequence[LoadedPlugin]) -> dict[str, Any]:
+    """Plugin name to its default instance; names that would collide as keys are refused."""
+    defaults: dict[str, Any] = {}
+    owner = loaded[0]
+    taken = {*RESERVED, *(field.name for field in attrs.fields(owner.cls))}
+    for reserved in RESERVED:
+        if any(field.name == reserved for field in attrs.fields(owner.cls)):
+            raise PluginError(f"{owner.info}: no field may be named {reserved!r}: the name is reserved")
+    for plugin in loaded:
+        name = plugin.info.name
+        if name in defaults:
+            raise InputError(f"--plugin {plugin.reference}: the plugin {name!r} is given twice")
+        if name in RESERVED or (plugin is not owner and name in taken):
+            raise PluginError(f"{plugin.info}: its name is taken by a key of {owner.info.name!r} or of kdcore")
+        defaults[name] = plugin.cls()
+    return defaults
+
+
+# --- one class
+
+
+def _structure(
+    default: Any, table: Mapping[str, Any], prefix: KeyPath, sources: Sources, keys: Sequence[str], author: str
+) -> Any:
+    """Structure a class from its default instance and the user's values."""
+    try:
+        return converter.structure(_complete(default, table), type(default))
+    except Exception as error:
+        path, mistake = next(_mistakes(error, prefix))
+        given = table if path == prefix else _has(table, path[len(prefix) :])
+        origin = sources.origin(path, author) if given else author
+        raise InputError(f"{origin}: {_explain(path, mistake, keys)}") from error
+
+
+def _complete(default: Any, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The default instance as a table, with the user's values over it, also inside nested classes."""
+    complete: dict[str, Any] = attrs.asdict(default)
+    for name, value in table.items():
+        current = getattr(default, name, None)
+        nested = attrs.has(type(current)) and isinstance(value, Mapping)
+        complete[name] = _complete(current, value) if nested else value
+    return complete
+
+
+def _has(table: Any, path: KeyPath) -> bool:
+    """Whether the user gave a value at this path, or a whole value above it."""
+    if not path or not isinstance(table, Mapping):
+        return True
+    return path[0] in table and _has(table[path[0]], path[1:])
+
+
+def _mistakes(error: BaseException, path: KeyPath) -> Iterator[tuple[KeyPath, BaseException]]:
+    """The single mistakes inside an exception of cattrs, each with the path of its key."""
+    if isinstance(error, ClassValidationError):
+        noted, others = error.group_exceptions()
+        for inner, note in noted:
+            yield from _mistakes(inner, (*path, note.name))
+        for other in others:
+            yield from _mistakes(other, path)
+    elif isinstance(error, IterableValidationError):
+        for inner, index in error.group_exceptions()[0]:
+            yield from _mistakes(inner, (*path, str(index.index)))
+    elif isinstance(error, ForbiddenExtraKeysError):
+        for key in sorted(error.extra_fields):
+            yield (*path, key), error
+    else:
+        field, equals, _ = str(error).partition(" = ")  # validators say "steps = 0 must be at least 1"
+        yield (*path, field) if equals and field.isidentifier() else path, error
+
+
+def _explain(path: KeyPath, mistake: BaseException, keys: Sequence[str]) -> str:
+    key = ".".join(path)
+    if isinstance(mistake, ForbiddenExtraKeysError):
+        return f"unknown key {key!r}{_nearest(path, keys)}"
+    if isinstance(mistake, MismatchError):
+        return f"{key} = {show(mistake.value)} must be {mistake.words}"
+    if isinstance(mistake, KeyError):
+        return f"{key} is missing"
+    message = " ".join(str(mistake.args[0] if mistake.args else mistake).split())
+    if message.startswith(f"{path[-1] if path else ''} = "):
+        return key + message.removeprefix(path[-1])
+    return f"{key}: {message}" if path else message
+
+
+def _nearest(path: KeyPath, keys: Sequence[str]) -> str:
+    key = ".".join(path)
+    same_name = [known for known in keys if known.rpartition(".")[2] == path[-1]]
+    near = same_name[:1] or difflib.get_close_matches(key, keys, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    table = key.rpartition(".")[0]
+    siblings = [known for known in keys if known.rpartition(".")[0] == table]
+    return f"; the keys {f'of [{table}] ' if table else ''}are {', '.join(siblings)}" if siblings else ""
+
+
+def _keys(defaults: Mapping[str, Any], owner: str) -> Iterator[KeyPath]:
+    for name, default in {**defaults, "run": RunOptions()}.items():
+        yield from _keys_of(default, () if name == owner else (name,))
+
+
+def _keys_of(instance: Any, prefix: KeyPath) -> Iterator[KeyPath]:
+    for field in attrs.fields(type(instance)):
+        path = (*prefix, field.name)
+        value = getattr(instance, field.name)
+        if attrs.has(type(value)):
+            yield from _keys_of(value, path)
+        else:
+            yield path
+
+
+# --- back to TOML
+
+
+def to_toml(configuration: Configuration, documented: bool = False) -> str:
+    """The complete configuration as TOML; `configure` reads it back to the same.
+
+    :param documented: put help, bounds and choices above each key.
+    """
+    lines: list[str] = []
+    if documented:
+        for info in configuration.infos.values():
+            paper = f" (arXiv:{info.paper})" if info.paper else ""
+            lines.append(f"# {info.name} {info.version}{paper}: {info.summary}")
+        lines += ["# Use it with: kdcore run --config FILE", ""]
+        lines.append("# the plugin that owns the recipe, then those that join it")
+    lines.append(f"plugins = {_toml(configuration.references)}")
+    owner = next(iter(configuration.plugins))
+    for name, instance in {**configuration.plugins, "run": configuration.run}.items():
+        _write(lines, () if name == owner else (name,), instance, documented)
+    return "\n".join(lines) + "\n"
+
+
+def _write(lines: list[str], prefix: KeyPath, instance: Any, documented: bool) -> None:
+    if prefix:
+        lines += ["", f"[{'.'.join(_key(name) for name in prefix)}]"]
+    tables = []
+    for field in attrs.fields(type(instance)):
+        value = getattr(instance, field.name)
+        if attrs.has(type(value)):
+            tables.append((field, value))
+            continue
+        if documented:
+            if lines[-1] and not lines[-1].startswith("["):
+                lines.append("")
+            lines += _comments(field)
+        lines.append(f"# {_key(field.name)} =" if value is None else f"{_key(field.name)} = {_toml(value)}")
+    for field, value in tables:
+        if documented:
+            lines += ["", *_comments(field)[:1]]
+        _write(lines, (*prefix, field.name), value, documented)
+
+
+def _comments(field: attrs.Attribute[Any]) -> list[str]:
+    help, bounds = field.metadata.get("help", ""), field.metadata.get("bounds", "")
+    limits = "; ".join(dict.fromkeys(part for part in (words(field.type), bounds) if part))
+    return [f"# {' '.join(text.split())}" for text in (help, limits) if text]
+
+
+def _key(name: str) -> str:
+    text: str = tomlkit.key(name).as_string()
+    return text
+
+
+def _toml(value: Any) -> str:
+    if attrs.has(type(value)):
+        value = attrs.asdict(value, recurse=False)
+    if isinstance(value, Mapping):
+        items = [f"{_key(str(name))} = {_toml(inner)}" for name, inner in value.items() if inner is not None]
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(inner) for inner in value)}]"
+    text: str = tomlkit.item(value).as_string()
+    return text
+
+
+def config_hash(configuration: Configuration) -> str:
+    """sha256 (hex) of what the results depend on: each plugin's name, version and fields, and the engine's options
+    seed, device, precision, max_steps and threads. Data and teachers have fingerprints of their own.
+    """
+    plugins = [
+        [name, configuration.infos[name].version if name in configuration.infos else "", attrs.asdict(instance)]
+        for name, instance in configuration.plugins.items()
+    ]
+    run = {name: getattr(configuration.run, name) for name in CHANGES_RESULTS}
+    text = json.dumps({"plugins": plugins, "run": run}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

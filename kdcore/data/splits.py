@@ -1,0 +1,150 @@
+"""The splits of a recipe's data, with seals that keep test texts out of training and prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import frozen
+
+from kdcore.errors import InputError, RunError
+from kdcore.recipe import Example
+
+RESERVED = ("train", "validation", "test")
+SAMPLED_ABOVE = 100_000
+
+
+class Splits(Mapping[str, Sequence[Example]]):
+    """Split name to examples. Touching a sealed split raises `RunError`.
+
+    ``train``, ``validation`` and ``test`` are what kdcore trains, monitors and reports on; other names
+    (``corpus``) are the plugin's.
+    """
+
+    def __init__(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        self._splits = dict(splits)
+        self._sealed: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> Sequence[Example]:
+        if name in self._sealed:
+            raise RunError(f"the {name} split was read {self._sealed[name]}; it must stay unseen there")
+        if name not in self._splits:
+            raise KeyError(f"no split {name!r}; there are: {', '.join(self._splits) or 'none'}")
+        return self._splits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._splits)
+
+    def __len__(self) -> int:
+        return len(self._splits)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._splits
+
+    @contextmanager
+    def sealed(self, *names: str, when: str) -> Iterator[None]:
+        """Refuse reads of ``names`` inside the block; ``when`` completes the message."""
+        before = dict(self._sealed)
+        self._sealed.update(dict.fromkeys(names, when))
+        try:
+            yield
+        finally:
+            self._sealed = before
+
+    @contextmanager
+    def unsealed(self) -> Iterator[None]:
+        """Lift every seal inside the block (the engine's own validation)."""
+        before, self._sealed = self._sealed, {}
+        try:
+            yield
+        finally:
+            self._sealed = before
+
+    def fingerprint(self) -> str:
+        """A sha256 over every example (of evenly spaced ones in splits of more than 100,000)."""
+        digest = hashlib.sha256()
+        for name in sorted(self._splits):
+            examples = self._splits[name]
+            stride = max(1, len(examples) // SAMPLED_ABOVE)
+            digest.update(f"{name} {len(examples)}\n".encode())
+            for index in range(0, len(examples), stride):
+                example = examples[index]
+                digest.update(example.id.encode())
+                digest.update(json.dumps(example.data, sort_keys=True, default=repr).encode())
+        return digest.hexdigest()
+
+
+@frozen
+class Inspection:
+    """What `inspect_splits` found: examples in training that equal one in evaluation, and duplicates."""
+
+    leaks: tuple[str, ...]
+    duplicates: Mapping[str, int]
+
+
+def _identity(example: Example, fields: Sequence[str]) -> str:
+    values = [example.data.get(name) for name in fields]
+    return json.dumps([" ".join(v.lower().split()) if isinstance(v, str) else v for v in values], default=repr)
+
+
+def inspect_splits(splits: Splits, identity: Sequence[str]) -> Inspection:
+    """Check ids, duplicates and leaks between train, validation and test.
+
+    :param identity: the fields whose equality (case and white space aside) makes two examples one.
+    :raises InputError: ids that occur twice in a split; a group or half of an evaluation split that is also in train.
+    """
+    seen: dict[str, dict[str, str]] = {}
+    groups: dict[str, set[str]] = {}
+    duplicates: dict[str, int] = {}
+    for name in RESERVED:
+        if name not in splits or len(splits[name]) > SAMPLED_ABOVE:
+            continue
+        counts = Counter(example.id for example in splits[name] if example.id)
+        repeated = [key for key, count in counts.items() if count > 1]
+        if repeated:
+            raise InputError(f"the {name} split has {len(repeated)} ids twice, first {repeated[0]!r}: make ids unique")
+        groups[name] = {example.group for example in splits[name] if example.group}
+        if not identity:
+            continue
+        seen[name] = {}
+        for example in splits[name]:
+            seen[name].setdefault(_identity(example, identity), example.id)
+        duplicates[name] = len(splits[name]) - len(seen[name])
+    leaks: list[str] = []
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared_groups = groups.get(first, set()) & groups.get(second, set())
+        if shared_groups:
+            raise InputError(
+                f"{len(shared_groups)} groups are in both {first} and {second}, first {min(shared_groups)!r}: "
+                "keep each group in one split"
+            )
+        common = seen.get(first, {}).keys() & seen.get(second, {}).keys()
+        if common and 2 * len(common) >= len(seen[second]):
+            raise InputError(
+                f"{len(common)} of {len(seen[second])} {second} examples are also in {first}: "
+                "split the data so that no example is in both"
+            )
+        leaks += [f"{first} {seen[first][key]} = {second} {seen[second][key]}" for key in sorted(common)]
+    return Inspection(tuple(leaks), duplicates)
+
+
+def example_to_json(example: Example) -> dict[str, Any]:
+    """A JSON object that `example_from_json` turns back into the same example."""
+    stored: dict[str, Any] = {"id": example.id, "data": dict(example.data)}
+    for name in ("group", "teacher", "parents", "answers", "origin"):
+        if getattr(example, name):
+            stored[name] = getattr(example, name)
+    return stored
+
+
+def example_from_json(stored: Mapping[str, Any]) -> Example:
+    """The inverse of `example_to_json`."""
+    fields = dict(stored)
+    for name in ("parents", "answers"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    return Example(**fields)

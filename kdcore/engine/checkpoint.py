@@ -1,0 +1,110 @@
+"""Checkpoints of a stage: written between steps, to a temporary folder that is renamed, read without pickle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import asdict, define, field
+from safetensors.torch import load_model, save_model
+
+from kdcore.errors import InputError
+from kdcore.files import read_json, replacing, write_json
+
+
+@define
+class TrainingState:
+    """What a training stage cannot derive from its seed and place.
+
+    :ivar step: optimiser steps done, through all rounds.
+    :ivar round: the current round.
+    :ivar round_start: the step at which it began.
+    :ivar round_steps: steps of the finished rounds.
+    :ivar history: (step, value) of the monitored metric at each check.
+    :ivar best_step: the step of the best check, -1 before any.
+    :ivar order_hash: chained sha256 over the ids of every step's examples.
+    :ivar metrics_offset: length of ``metrics.jsonl``.
+    :ivar stopped: early stopping has ended the training.
+    """
+
+    step: int = 0
+    round: int = 0
+    round_start: int = 0
+    round_steps: list[int] = field(factory=list)
+    history: list[tuple[int, float]] = field(factory=list)
+    best_step: int = -1
+    order_hash: str = ""
+    metrics_offset: int = 0
+    initial_hash: str = ""
+    seconds: float = 0.0
+    stopped: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of one stage: the newest is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(
+        self,
+        state: TrainingState,
+        modules: torch.nn.Module,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        """Write ``step-N`` and then remove its predecessors."""
+        target = self.folder / f"step-{state.step}"
+        with replacing(target) as temporary:
+            save_model(modules, str(temporary / "models.safetensors"))
+            optimizer_states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+            scaler_state = scaler.state_dict() if scaler is not None else {}
+            torch.save({"optimizers": optimizer_states, "scaler": scaler_state}, temporary / "optimizers.pt")
+            write_json(temporary / "state.json", asdict(state))
+        for old in self._all():
+            if old != target:
+                shutil.rmtree(old)
+
+    def load(
+        self,
+        modules: torch.nn.Module,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler | None,
+        device: Any,
+    ) -> TrainingState | None:
+        """Restore the newest checkpoint; None when there is none.
+
+        :raises InputError: the checkpoint cannot be read.
+        """
+        existing = self._all()
+        if not existing:
+            return None
+        newest = existing[-1]
+        try:
+            fields = read_json(newest / "state.json")
+            fields["history"] = [(int(step), float(value)) for step, value in fields["history"]]
+            load_model(modules, newest / "models.safetensors")
+            stored = torch.load(newest / "optimizers.pt", map_location=device, weights_only=True)
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(stored["optimizers"][name])
+            if scaler is not None and stored["scaler"]:
+                scaler.load_state_dict(stored["scaler"])
+            return TrainingState(**fields)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{newest}: unreadable checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "delete this folder to train the stage again from its start"
+            ) from error
+
+    def remove(self) -> None:
+        """Delete all checkpoints (the stage is done)."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        found = [path for path in self.folder.glob("step-*") if path.suffix != ".tmp"]
+        return sorted(found, key=lambda path: int(path.name.split("-")[1]))

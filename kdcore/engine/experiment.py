@@ -1,0 +1,302 @@
+"""A whole run: arms and seeds, their stages, the test, the teachers' own figures, the reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from kdcore.config import Configuration, to_toml
+from kdcore.data.splits import Splits, inspect_splits
+from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
+from kdcore.engine.identity import check_identity, environment
+from kdcore.engine.plan import CONTROL, METHOD, Plan, describe, make_plan, plan_to_json
+from kdcore.engine.progress import Progress
+from kdcore.engine.seeds import derive, seed_everything
+from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder
+from kdcore.engine.tracking import event_log, tracker
+from kdcore.errors import InputError
+from kdcore.files import locked, read_json, write_json, write_text
+from kdcore.plugins import Plugins
+from kdcore.recipe import Arm, Recipe, Stage
+from kdcore.run import Run
+from kdcore.teachers.outputs import StageTeachers
+
+
+def execute(configuration: Configuration, resume: Path | None = None) -> Path:
+    """Run a configuration to its end, or go on with the run in ``resume``; returns the run folder.
+
+    :raises InputError: the folder holds something else, or the run was begun under other conditions.
+    """
+    folder = resume or new_folder(configuration)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder), event_log(folder):
+            Experiment(configuration, folder).run()
+    except BaseException as error:
+        if (folder / "config.toml").exists():
+            error.run_folder = folder  # type: ignore[attr-defined]
+        raise
+    return folder
+
+
+def dry_run(configuration: Configuration) -> None:
+    """Check everything that can be checked without loading a model, and print the plan."""
+    new_folder(configuration)
+    run = Run(folder=Path("."), seed=configuration.run.seed, data_path=configuration.run.data)
+    plan = make_plan(configuration, run)
+    seed_everything(derive(run.seed, "data"))
+    splits = Splits(plan.recipe.data(run))
+    found = inspect_splits(splits, plan.recipe.identity)
+    progress = Progress()
+    for line in describe(plan, splits, configuration):
+        progress.line(line)
+    if found.leaks:
+        progress.line(f"leaks     {len(found.leaks)}, first {found.leaks[0]}")
+
+
+def new_folder(configuration: Configuration) -> Path:
+    """The folder that ``--out`` names, which must be new or empty, or a new one under ``runs/``."""
+    owner = next(iter(configuration.plugins))
+    if not configuration.run.out:
+        return Path("runs") / f"{owner}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(configuration.run.out)
+    if folder.is_file():
+        raise InputError(f"--out {folder}: is a file; name a folder")
+    if folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+        hint = f"go on with: kdcore run --resume {folder}" if (folder / "config.toml").exists() else "name a new folder"
+        raise InputError(f"--out {folder}: is not empty; {hint}")
+    return folder
+
+
+class Experiment:
+    """All arms and seeds of one configuration, in one folder."""
+
+    def __init__(self, configuration: Configuration, folder: Path) -> None:
+        self.configuration, self.options, self.folder = configuration, configuration.run, folder
+        self.owner = next(iter(configuration.plugins))
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        if self.options.precision == "fp16" and not torch.cuda.is_available():
+            raise InputError("--precision fp16 needs a CUDA device; use bf16 or no")
+        if self.options.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        self.accelerator = Accelerator(
+            mixed_precision=self.options.precision,
+            cpu=self.options.device == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.progress = Progress(quiet=not self.accelerator.is_main_process)
+        self.plan: Plan = make_plan(configuration, self._run_of(Arm(METHOD), 0))
+        self._splits: dict[str, Splits] = {}
+        self._bounds: dict[int, Sequence[int] | None] = {}
+
+    # The run
+
+    def run(self) -> None:
+        """Do what is not done yet, in a fixed order: for each seed the method's arm, then the others."""
+        from kdcore.reports.card import write_cards
+        from kdcore.reports.html import write_report
+        from kdcore.reports.result import write_result
+        from kdcore.reports.terminal import print_table
+
+        first = not (self.folder / "plan.json").exists()
+        if self.accelerator.is_main_process:
+            write_text(self.folder / "config.toml", to_toml(self._resolved()))
+        splits = self._data(self._run_of(self.plan.arms[0], self.options.seed), self.plan.recipe, self.plan.arms[0])
+        check_identity(self.folder, self.configuration, splits, self.accelerator)
+        if self.accelerator.is_main_process:
+            if first:
+                write_json(self.folder / "environment.json", environment(self.configuration))
+            write_json(self.folder / "plan.json", plan_to_json(self.plan, self.configuration, splits))
+        self.accelerator.wait_for_everyone()
+        self.progress.line(f"run folder: {self.folder}")
+        for seed in self.plan.seeds:
+            for arm in self.plan.arms:
+                self._arm(arm, seed)
+        self._teachers()
+        if self.accelerator.is_main_process:
+            write_result(self.folder)
+            write_cards(self.folder)
+            write_report(self.folder)
+            print_table(self.folder)
+            self._farewell()
+
+    def _resolved(self) -> Configuration:
+        """The configuration with everything that was decided at the start written out."""
+        options = attrs.evolve(self.options, out=str(self.folder), threads=torch.get_num_threads())
+        return attrs.evolve(self.configuration, run=options)
+
+    def _farewell(self) -> None:
+        self.progress.line(f"student:  {self._student_folder(self.plan.arms[0], self.plan.seeds[0])}")
+        self.progress.line(f"report:   {self.folder / 'report.html'}")
+        self.progress.line(f"figures:  {self.folder / 'result.json'}")
+        if not self.options.compare:
+            plugins = " ".join(f"--plugin {reference}" for reference in self.configuration.references)
+            self.progress.line(f"next:     kdcore run {plugins} --compare --seeds 3   (against the same student untaught)")
+        else:
+            self.progress.line(f"next:     kdcore config {self.owner} > run.toml   (every setting, to run on your data)")
+
+    # One arm with one seed
+
+    def _arm_folder(self, arm: Arm, seed: int) -> Path:
+        return self.folder / "arms" / arm.name / f"seed-{seed}"
+
+    def _student_folder(self, arm: Arm, seed: int) -> Path:
+        alone = len(self.plan.arms) == 1 and len(self.plan.seeds) == 1
+        return (self.folder if alone else self._arm_folder(arm, seed)) / "student"
+
+    def _run_of(self, arm: Arm, seed: int) -> Run:
+        return Run(
+            folder=self._arm_folder(arm, seed),
+            seed=seed,
+            arm=arm,
+            data_path=self.options.data,
+            limit=self.options.max_steps,
+            device=self.accelerator.device,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+
+    def _plugins_of(self, arm: Arm) -> Plugins:
+        instances = dict(self.configuration.plugins)
+        instances[self.owner] = attrs.evolve(instances[self.owner], **arm.set)
+        return Plugins(instances)
+
+    def _data(self, run: Run, recipe: Recipe, arm: Arm) -> Splits:
+        """The arm's data, opened once for all arms and seeds that set nothing and see the same."""
+        key = f"{sorted(arm.set.items())!r} {run.seed}"
+        if key not in self._splits:
+            seed_everything(derive(run.seed, "data"))
+            opened = recipe.data(run)
+            splits = Splits(opened)
+            found = inspect_splits(splits, recipe.identity)
+            if found.leaks or any(found.duplicates.values()):
+                self.progress.line(f"data: {len(found.leaks)} leaks, duplicates {dict(found.duplicates)}")
+            if self.accelerator.is_main_process:
+                facts = {"duplicates": sum(found.duplicates.values()), "leaks": list(found.leaks), "notes": []}
+                write_json(self.folder / "data.json", facts)
+            self._splits[key] = splits
+        return self._splits[key]
+
+    def _arm(self, arm: Arm, seed: int) -> None:
+        folder = self._arm_folder(arm, seed)
+        last = self.plan.stages[-1].name
+        if (folder / "evaluation.json").exists():
+            self._bounds.setdefault(seed, self._steps(folder, seed, last) if arm.name == METHOD else None)
+            return
+        run, plugins = self._run_of(arm, seed), self._plugins_of(arm)
+        recipe: Recipe = plugins.ask(self.owner, "recipe", run=run)
+        run.data = self._data(run, recipe, arm)
+        stages = ordered(recipe.stages)
+        with tracker(self.options.trackers, self.folder, f"{arm.name}-seed-{seed}", self.accelerator) as track:
+            for stage in stages:
+                self._stage(stage, stages[-1], recipe, plugins, run, arm, seed, track)
+        if arm.name == METHOD:
+            self._bounds[seed] = self._steps(folder, seed, last)
+        self._test(stages[-1], plugins, run, arm, seed)
+
+    def _steps(self, folder: Path, seed: int, name: str) -> Sequence[int] | None:
+        stage = next(stage for stage in self.plan.stages if stage.name == name)
+        steps: list[int] = read_json(stage_folder(self.folder, folder, seed, stage) / "done.json")["round_steps"]
+        return steps or None
+
+    def _stage(
+        self, stage: Stage, last: Stage, recipe: Recipe, plugins: Plugins, run: Run, arm: Arm, seed: int, track: Any
+    ) -> None:
+        folder = stage_folder(self.folder, run.folder, seed, stage)
+        run.stage, run.round, run.step = stage, 0, 0
+        if not (folder / "done.json").exists():
+            own = not stage.shared
+            control = own and self._is_automatic_control(arm)
+            bound = self._bounds.get(seed) if own and stage is last and arm.name != METHOD else None
+            store = Path(self.options.store) if self.options.store else self.folder / "store"
+            run_stage(
+                StageJob(
+                    run=run,
+                    stage=stage,
+                    recipe=recipe,
+                    plugins=plugins,
+                    accelerator=self.accelerator,
+                    folder=folder,
+                    teachers=StageTeachers(run, stage, plugins, store, refuse=control),
+                    progress=self.progress,
+                    title=f"{arm.name} seed {seed} {stage.name}" if own else stage.name,
+                    track=lambda values, step: track({f"{stage.name}/{k}": v for k, v in values.items()}, step),
+                    control=control,
+                    control_follows=own and arm.name == METHOD and any(map(self._is_automatic_control, self.plan.arms)),
+                    bound=bound,
+                    student_folder=self._student_folder(arm, seed) if stage is last else None,
+                    workers=self.options.workers,
+                    log_every=self.options.log_every,
+                )
+            )
+        run.stage_folders[stage.name] = folder
+
+    def _is_automatic_control(self, arm: Arm) -> bool:
+        return arm is CONTROL
+
+    def _test(self, stage: Stage, plugins: Plugins, run: Run, arm: Arm, seed: int) -> None:
+        """Measure the student (or each merged target) on test, once, and write the arm's evaluation."""
+        folder = stage_folder(self.folder, run.folder, seed, stage)
+        student_folder = self._student_folder(arm, seed)
+        rows = []
+        for subject in [target.name for target in stage.targets] if stage.targets else [stage.subject]:
+            model = load_subject(run, stage, folder, subject)
+            seed_everything(derive(seed, stage.name, subject, "test"))
+            self.progress.line(f"{arm.name} seed {seed}: testing the {subject}")
+            metrics = evaluate_subject(plugins, run, stage, model, subject, "test") if self._has_test(run) else {}
+            rows.append(
+                {
+                    "subject": subject,
+                    "split": "test",
+                    "metrics": metrics_to_json(metrics),
+                    "parameters": sum(p.numel() for p in model.parameters()),
+                    "bytes": sum(path.stat().st_size for path in student_folder.rglob("*.safetensors")),
+                    "path": student_folder.relative_to(self.folder).as_posix(),
+                }
+            )
+        if self.accelerator.is_main_process:
+            write_json(run.folder / "evaluation.json", {"rows": rows})
+        self.accelerator.wait_for_everyone()
+
+    def _has_test(self, run: Run) -> bool:
+        return "test" in run.data and len(run.data["test"]) > 0
+
+    # Teachers
+
+    def _teachers(self) -> None:
+        """Measure each teacher that has a module, once for the whole run."""
+        arm, seed = self.plan.arms[0], self.plan.seeds[0]
+        run, plugins = self._run_of(arm, seed), self._plugins_of(arm)
+        recipe: Recipe = plugins.ask(self.owner, "recipe", run=run)
+        run.data = self._data(run, recipe, arm)
+        for stage in ordered(recipe.stages):
+            run.stage = stage
+            teachers = StageTeachers(run, stage, plugins, self.folder / "store", refuse=False)
+            for name, teacher in stage.teachers.items():
+                path = self.folder / "teachers" / name / "evaluation.json"
+                if teacher.build is None or not teacher.subject or path.exists() or not self._has_test(run):
+                    continue
+                self.progress.line(f"testing the teacher {name}")
+                model = teachers.module(name)
+                seed_everything(derive("teacher", name, "test"))
+                metrics = evaluate_subject(plugins, run, stage, model, name, "test")
+                weights = list(model.parameters())
+                row = {
+                    "subject": name,
+                    "split": "test",
+                    "metrics": metrics_to_json(metrics),
+                    "parameters": sum(p.numel() for p in weights),
+                    "bytes": sum(p.numel() * p.element_size() for p in weights),
+                    "path": None,
+                }
+                if self.accelerator.is_main_process:
+                    write_json(path, {"rows": [row]})
+            teachers.release()

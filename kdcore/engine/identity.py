@@ -1,0 +1,69 @@
+"""What must not change between the start of a run and its resumption."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcore.config import Configuration, config_hash
+from kdcore.data.splits import Splits
+from kdcore.errors import InputError
+from kdcore.files import read_json, write_json
+
+PACKAGES = ("kdcore", "torch", "transformers", "accelerate", "numpy", "sentence-transformers")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def environment(configuration: Configuration) -> dict[str, Any]:
+    """Versions and machine, for ``environment.json``."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "plugins": {info.name: info.version for info in configuration.infos.values()},
+    }
+
+
+def check_identity(folder: Path, configuration: Configuration, splits: Splits, accelerator: Any) -> None:
+    """Write the run's identity at its start; compare it at a resumption.
+
+    :raises InputError: something that the final weights depend on has changed; names it and both values.
+    """
+    identity = {
+        "configuration": config_hash(configuration),
+        "data": splits.fingerprint(),
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "threads": torch.get_num_threads(),
+        **{f"version of {package}": _version(package) for package in PACKAGES},
+        **{f"version of {info.name}": info.version for info in configuration.infos.values()},
+    }
+    path = folder / "identity.json"
+    if not path.exists():
+        if accelerator.is_main_process:
+            write_json(path, identity)
+        return
+    before = read_json(path)
+    changed = [key for key in identity if before.get(key) != identity[key]]
+    if changed:
+        differences = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(identity[key])}" for key in changed)
+        raise InputError(f"{folder}: cannot be resumed to the same result: {differences}; start a new run with --out")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) > 40 else text

@@ -1,0 +1,95 @@
+"""From a pool of examples to the micro-batches of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kdcore.data.batch import Batch
+from kdcore.data.padding import pad
+from kdcore.engine.order import epoch_batches, share
+from kdcore.engine.seeds import derive, seed_everything
+from kdcore.recipe import Data, Example, Stage
+
+Request = tuple[int, int]
+
+
+class _Items(Dataset[Any]):
+    def __init__(self, pool: Sequence[Example], data: Data, seed: int) -> None:
+        self.pool, self.data, self.seed = pool, data, seed
+
+    def __getitems__(self, requests: list[Request]) -> tuple[list[int], list[Any]]:
+        return [index for index, _ in requests], [self._item(index, epoch) for index, epoch in requests]
+
+    def _item(self, index: int, epoch: int) -> Any:
+        example = self.pool[index]
+        fresh = self.data.views == "fresh"
+        seed_everything(derive(self.seed, epoch, example.id) if fresh else derive("fixed view", example.id))
+        return self.data.item(example)
+
+
+class Order(Sampler[list[Request]]):
+    """The micro-batches of one rank from step ``start`` to ``stop`` of a round."""
+
+    def __init__(
+        self, stage: Stage, pool: Sequence[Example], seed: int, rank: int, world: int, start: int, stop: int
+    ) -> None:
+        length = stage.data.length if stage.data else None
+        self.lengths = np.array([length(example) for example in pool], dtype=np.float64) if length else None
+        self.stage, self.count, self.seed = stage, len(pool), seed
+        self.rank, self.world, self.start, self.stop = rank, world, start, stop
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def step(self, step: int) -> tuple[np.ndarray, int]:
+        """The global batch of a step (indices into the pool), and its epoch."""
+        per_epoch = steps_per_epoch(self.count, self.stage.batch_size)
+        epoch, position = divmod(step, per_epoch)
+        if self._epoch[0] != epoch:
+            seed = derive(self.seed, "order", epoch)
+            self._epoch = (epoch, epoch_batches(self.count, self.stage.batch_size, seed, self.lengths))
+        return self._epoch[1][position], epoch
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for step in range(self.start, self.stop):
+            indices, epoch = self.step(step)
+            parts = share(indices, self.stage.accumulate * self.world)
+            for part in parts[self.rank * self.stage.accumulate : (self.rank + 1) * self.stage.accumulate]:
+                yield [(int(index), epoch) for index in part]
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Whole batches in a pool, at least one."""
+    return max(1, count // batch_size)
+
+
+class StepLoader:
+    """Iterates over steps: the global indices of each step and this rank's micro-batches, on the CPU."""
+
+    def __init__(self, order: Order, pool: Sequence[Example], data: Data, workers: int) -> None:
+        self.order, self.pool, self.accumulate = order, pool, order.stage.accumulate
+        collate = data.collate or pad
+
+        def collated(loaded: tuple[list[int], list[Any]]) -> tuple[list[int], Any, list[Any]]:
+            indices, items = loaded
+            return indices, collate(items), items
+
+        self.loader = DataLoader(
+            _Items(pool, data, derive(order.seed, "views")),
+            batch_sampler=order,
+            collate_fn=collated,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(0),
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork" if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, list[Batch]]]:
+        batches = iter(self.loader)
+        for step in range(self.order.start, self.order.stop):
+            micro = [next(batches) for _ in range(self.accumulate)]
+            indices, _ = self.order.step(step)
+            yield indices, [Batch(fields, [self.pool[i] for i in chosen], items) for chosen, fields, items in micro]

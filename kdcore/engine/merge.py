@@ -1,0 +1,94 @@
+"""A merge stage: each target's tensors come from `merge_weights`, are checked and written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from kdcore.errors import InputError, PluginError
+from kdcore.files import replacing, write_json
+from kdcore.recipe import Target
+
+if TYPE_CHECKING:
+    from kdcore.engine.stages import StageJob
+    from kdcore.run import Run
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """The tensors of safetensors files, read one by one."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = {}
+        for path in files:
+            with safe_open(path, framework="pt") as opened:
+                self._files.update(dict.fromkeys(opened.keys(), path))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with safe_open(self._files[name], framework="pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def source_tensors(run: Run, reference: str) -> LazyTensors:
+    """The tensors of ``"stage/module"`` or of a folder of safetensors.
+
+    :raises InputError: neither a finished stage's module nor a folder with safetensors.
+    """
+    if reference.partition("/")[0] in run.stage_folders:
+        return LazyTensors([run.source(reference)])
+    files = sorted(Path(reference).glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{reference}: neither a finished stage's module nor a folder with .safetensors files")
+    return LazyTensors(files)
+
+
+def merge(job: StageJob) -> None:
+    """Write every target of the stage to ``models/NAME.safetensors``."""
+    began = time.monotonic()
+    assert job.stage.targets is not None
+    with replacing(job.folder / "models") as folder:
+        for target in job.stage.targets:
+            save_file(_merged(job, target), folder / f"{target.name}.safetensors", metadata={"format": "pt"})
+    facts = {"steps": 0, "round_steps": [], "initial_hash": "", "order_hash": "", "weights_hash": "", "best_step": 0}
+    write_json(job.folder / "done.json", {**facts, "seconds": round(time.monotonic() - began, 3)})
+
+
+def _merged(job: StageJob, target: Target) -> dict[str, torch.Tensor]:
+    sources = {reference: source_tensors(job.run, reference) for reference in target.sources}
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in target.skeleton(job.run).state_dict().items()}
+    for plugin in job.plugins.newest_first("merge_weights"):
+        stream = job.plugins.ask(
+            plugin, "merge_weights", run=job.run, stage=job.stage, target=target, sources=sources
+        )
+        if stream is None:
+            continue
+        merged: dict[str, torch.Tensor] = {}
+        for name, tensor in stream:
+            if name not in expected or tensor.shape != expected[name]:
+                shape = tuple(expected[name]) if name in expected else "no such tensor"
+                raise PluginError(
+                    f"merge_weights of plugin {plugin} gave {name} of shape {tuple(tensor.shape)} "
+                    f"for target {target.name!r}, whose skeleton has {shape}"
+                )
+            merged[name] = tensor.contiguous()
+        missing = sorted(expected.keys() - merged.keys())
+        if missing:
+            raise PluginError(
+                f"merge_weights of plugin {plugin} left out {len(missing)} tensors of target {target.name!r}, "
+                f"first {missing[0]}"
+            )
+        return merged
+    raise PluginError(f"no plugin answers merge_weights for target {target.name!r} of stage {job.stage.name!r}")

@@ -1,0 +1,121 @@
+"""What a run is going to do: the recipe, its arms and seeds, checked before anything heavy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from kdcore.config import Configuration
+from kdcore.data.splits import Splits
+from kdcore.engine.stages import ordered
+from kdcore.errors import PluginError
+from kdcore.plugins import Plugins
+from kdcore.recipe import Arm, Recipe, Stage
+from kdcore.run import Run
+
+METHOD = "distill"
+CONTROL = Arm("control", control=True)
+
+
+@frozen(eq=False)
+class Plan:
+    """A checked recipe with its stages in order, its arms (the method first) and its seeds."""
+
+    recipe: Recipe
+    stages: Sequence[Stage]
+    arms: Sequence[Arm]
+    seeds: Sequence[int]
+
+
+def make_plan(configuration: Configuration, run: Run) -> Plan:
+    """Ask for the recipe and check it.
+
+    :raises PluginError: no recipe, a circle of stages, an arm that sets an unknown field or is named twice.
+    """
+    owner = next(iter(configuration.plugins))
+    recipe = Plugins(configuration.plugins).ask(owner, "recipe", run=run)
+    if not isinstance(recipe, Recipe) or not recipe.stages:
+        raise PluginError(f"plugin {owner} gave no Recipe with stages; its recipe hook must return one")
+    stages = ordered(recipe.stages)
+    options = configuration.run
+    arms = [Arm(METHOD), *arms_of(recipe)] if options.compare else [Arm(METHOD)]
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise PluginError(f"plugin {owner} names two arms alike: {', '.join(names)}")
+    fields = attrs.fields_dict(type(configuration.plugins[owner]))
+    for arm in arms:
+        for key in arm.set:
+            if key not in fields:
+                raise PluginError(f"arm {arm.name!r} of plugin {owner} sets {key!r}, which is no field of it")
+    return Plan(recipe, stages, arms, range(options.seed, options.seed + options.seeds))
+
+
+def arms_of(recipe: Recipe) -> list[Arm]:
+    """The declared arms, after the automatic control unless one of them takes its place."""
+    automatic = [] if any(arm.control for arm in recipe.arms) else [CONTROL]
+    return [*automatic, *recipe.arms]
+
+
+def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> dict[str, Any]:
+    """The form of ``plan.json``, from which reports are made."""
+    last = plan.stages[-1]
+    teachers = {
+        name: {"source": public_source(teacher.source), "stored": bool(teacher.store)}
+        for stage in plan.stages
+        for name, teacher in stage.teachers.items()
+    }
+    return {
+        "plugin": next(iter(configuration.plugins)),
+        "plugins": [attrs.asdict(info) for info in configuration.infos.values()],
+        "headline": {"name": plan.recipe.headline, "better": "higher"},
+        "arms": [
+            {"name": arm.name, "control": arm.control, "because": arm.because, "set": dict(arm.set)}
+            for arm in plan.arms
+        ],
+        "seeds": list(plan.seeds),
+        "subject": last.subject,
+        "usage": last.usage,
+        "teachers": teachers,
+        "stages": [stage.name for stage in plan.stages],
+        "data": {name: len(splits[name]) for name in splits},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def public_source(source: str) -> str:
+    """A source without the machine's folders: hub names as they are, paths by their last part."""
+    parts = [Path(part).name if Path(part).exists() else part for part in source.split(",") if part]
+    return ", ".join(parts)
+
+
+def describe(plan: Plan, splits: Mapping[str, Sequence[Any]], configuration: Configuration) -> list[str]:
+    """The lines that ``--dry-run`` prints."""
+    runs = len(plan.arms) * len(plan.seeds)
+    lines = [
+        f"plugins   {', '.join(configuration.plugins)}",
+        f"data      {', '.join(f'{name} {len(splits[name]):,}' for name in splits)}",
+        f"arms      {', '.join(arm.name for arm in plan.arms)}",
+        f"seeds     {', '.join(map(str, plan.seeds))}",
+        f"headline  {plan.recipe.headline}",
+    ]
+    for stage in plan.stages:
+        times = {"": runs, "arms": len(plan.seeds), "seeds": 1}[stage.shared]
+        limit = configuration.run.max_steps
+        if stage.turns is not None:
+            rounds = stage.data.synth.rounds if stage.data and stage.data.synth else 1
+            steps = f"{stage.steps} steps" if stage.steps else f"{stage.epochs} epochs"
+            work = f"{steps} of {stage.batch_size} examples" + (f", {rounds} rounds" if rounds > 1 else "")
+            work += f", at most {limit} steps" if limit else ""
+        else:
+            work = "merges " + ", ".join(t.name for t in stage.targets) if stage.targets else "its own loop"
+        lines.append(f"stage     {stage.name}: {work}; done {times} time{'s' if times > 1 else ''}")
+        for name, teacher in stage.teachers.items():
+            kind = "read from a file" if teacher.rows else "in place" if teacher.inplace else "a model"
+            kept = "outputs computed once and stored" if teacher.store else "asked in every step"
+            lines.append(f"teacher   {name}: {kind}, {teacher.source or 'no source'}; {kept}")
+    return lines

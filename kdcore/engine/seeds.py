@@ -1,0 +1,29 @@
+"""Every random number is a function of where in the run it is drawn: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+
+
+def derive(*parts: int | str) -> int:
+    """A seed of 63 bits from the run's seed and any names and numbers, equal on every machine."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators of the CPU and, where one is in use, of the GPU."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    seed_torch(seed)

@@ -1,0 +1,162 @@
+"""The stages of one arm: their order, their folders, and how each kind is run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import frozen
+from safetensors.torch import save_model
+
+from kdcore.engine.merge import merge
+from kdcore.engine.models import Models, StepModule, hash_weights
+from kdcore.engine.progress import Progress
+from kdcore.engine.seeds import derive, seed_everything
+from kdcore.errors import PluginError
+from kdcore.files import replacing, write_json
+from kdcore.recipe import Recipe, Stage
+from kdcore.teachers.outputs import StageTeachers
+
+if TYPE_CHECKING:
+    from kdcore.plugins import Plugins
+    from kdcore.run import Run
+
+
+def ordered(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages after what they need, otherwise as the recipe lists them.
+
+    :raises PluginError: a name twice, an unknown need, a cycle.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    if len(by_name) < len(stages):
+        raise PluginError("the recipe names two stages alike")
+    for stage in stages:
+        for need in stage.needs:
+            if need not in by_name:
+                raise PluginError(f"stage {stage.name!r} needs {need!r}, which the recipe does not have")
+    try:
+        order = list(TopologicalSorter({stage.name: stage.needs for stage in stages}).static_order())
+    except CycleError as error:
+        raise PluginError(f"the stages need each other in a circle: {' -> '.join(error.args[1])}") from None
+    return [by_name[name] for name in order]
+
+
+def stage_folder(root: Path, arm_folder: Path, seed: int, stage: Stage) -> Path:
+    """Where a stage's results lie: with its arm, or where all arms or seeds find them."""
+    if stage.shared == "seeds":
+        return root / "shared" / stage.name
+    if stage.shared == "arms":
+        return root / "shared" / f"seed-{seed}" / stage.name
+    return arm_folder / stage.name
+
+
+@frozen(eq=False, kw_only=True)
+class StageJob:
+    """One stage with everything that it runs with.
+
+    :param folder: the stage's folder.
+    :param control: this is the automatic control: terms at their control weights, no teacher.
+    :param control_follows: the automatic control comes after this arm, so its first step is traced.
+    :param bound: steps per round of the method's arm, which bind the others.
+    :param student_folder: where the subject is saved for its users; None but in the last stage.
+    :param track: ``track({name: value}, step)`` to the trackers.
+    """
+
+    run: Run
+    stage: Stage
+    recipe: Recipe
+    plugins: Plugins
+    accelerator: Any
+    folder: Path
+    teachers: StageTeachers
+    progress: Progress
+    title: str
+    track: Callable[[Mapping[str, float], int], None]
+    control: bool = False
+    control_follows: bool = False
+    bound: Sequence[int] | None = None
+    student_folder: Path | None = None
+    workers: int = 0
+    log_every: int = 10
+
+    def save(self, models: Models) -> None:
+        """Write the stage's modules, and its subject for its users where this is the last stage."""
+        with self._written(self.folder / "models") as folder:
+            for name, module in models.items():
+                save_model(module, str(folder / f"{name}.safetensors"))
+        if self.student_folder is not None:
+            seed_everything(derive(self.run.seed, self.stage.name, "save"))
+            with self._written(self.student_folder) as folder:
+                save_subject(self.run, self.stage, models, folder)
+
+    def _written(self, folder: Path) -> Any:
+        """The folder, replaced when all is written; ranks but the first write to a folder that is thrown away."""
+        if self.run.rank == 0:
+            return replacing(folder)
+        return _ScratchFolder()
+
+
+class _ScratchFolder(tempfile.TemporaryDirectory[str]):
+    def __enter__(self) -> Any:
+        return Path(super().__enter__())
+
+
+def save_subject(run: Run, stage: Stage, models: Models, folder: Path) -> None:
+    """The stage's ``save``, else ``save_pretrained``, else the bare weights as ``model.safetensors``."""
+    module = models[stage.subject]
+    if stage.save is not None:
+        stage.save(run, models, folder)
+    elif hasattr(module, "save_pretrained"):
+        module.save_pretrained(folder)
+    else:
+        save_model(module, str(folder / "model.safetensors"))
+
+
+def run_stage(job: StageJob) -> None:
+    """Run one stage to its end and leave ``done.json`` in its folder."""
+    from kdcore.engine.training import Training
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if job.stage.turns is not None:
+            Training(job).train()
+        elif job.stage.targets is not None:
+            merge(job)
+        else:
+            _run_loop(job)
+    finally:
+        job.run.attach(None)
+        job.teachers.release()
+        job.accelerator.free_memory()
+
+
+def _run_loop(job: StageJob) -> None:
+    """A stage that owns its loop: it resumes from its own checkpoints in its folder."""
+    assert job.stage.loop is not None and job.stage.build is not None
+    seed_everything(derive(job.run.seed, job.stage.name, "build"))
+    module = StepModule(job.stage.build(job.run)).to(job.run.device)
+    initial = hash_weights(module)
+    models = Models(module.models)
+    job.run.attach(module)
+    metrics = job.stage.loop(job.run, job.stage, models, job.folder)
+    job.save(models)
+    figures = {metric.name: metric.value for metric in metrics}
+    done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
+    write_json(job.folder / "done.json", {"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
+
+
+def load_subject(run: Run, stage: Stage, folder: Path, subject: str) -> torch.nn.Module:
+    """The subject of a finished stage, built anew and given its final weights."""
+    seed_everything(derive(run.seed, stage.name, "build"))
+    run.stage_folders[stage.name] = folder
+    if stage.targets is not None:
+        target = next(target for target in stage.targets if target.name == subject)
+        module = target.skeleton(run)
+    else:
+        assert stage.build is not None
+        module = stage.build(run)[subject]
+    return run.load(module, f"{stage.name}/{subject}").to(run.device).eval()

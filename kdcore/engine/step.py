@@ -1,0 +1,102 @@
+"""One pass of a step: ask the plugins for their terms, weigh and add them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+
+from kdcore.engine.models import Models
+from kdcore.errors import PluginError
+from kdcore.recipe import LossTerm
+
+AuthoredTerm = tuple[str, LossTerm]
+
+
+class Passes:
+    """The passes of one micro-batch and turn: the k-th joins the k-th list of every plugin.
+
+    :param authors: the plugins that implement `student_loss`.
+    :param ask: ``ask(plugin, models)`` calls the hook.
+    """
+
+    def __init__(self, authors: Sequence[str], ask: Callable[[str, Models], Any]) -> None:
+        self.authors, self.ask = authors, ask
+        self._started: dict[str, Iterator[Any]] | None = None
+        self.finished = False
+
+    def next(self, models: Models) -> list[AuthoredTerm] | None:
+        """The terms of the next pass, or None after the last; to be called inside the wrapped forward."""
+        terms: list[AuthoredTerm] = []
+        alive = False
+        if self._started is None:
+            self._started = {}
+            for plugin in self.authors:
+                result = self.ask(plugin, models)
+                if inspect.isgenerator(result):
+                    self._started[plugin] = result
+                elif result is not None:
+                    alive = True
+                    terms += _checked(plugin, result)
+        for plugin, passes in list(self._started.items()):
+            try:
+                terms += _checked(plugin, next(passes))
+                alive = True
+            except StopIteration:
+                del self._started[plugin]
+            except Exception as error:
+                error.add_note(f"in hook student_loss of plugin {plugin}")
+                raise
+        self.finished = not self._started
+        return terms if alive else None
+
+
+def _checked(plugin: str, terms: Any) -> list[AuthoredTerm]:
+    if isinstance(terms, LossTerm) or not isinstance(terms, Sequence):
+        raise PluginError(f"student_loss of plugin {plugin} gave {type(terms).__name__}; return a list of LossTerm")
+    for term in terms:
+        if not isinstance(term, LossTerm):
+            raise PluginError(f"student_loss of plugin {plugin} gave a {type(term).__name__} among its LossTerms")
+    return [(plugin, term) for term in terms]
+
+
+def weighted_sum(
+    terms: Sequence[AuthoredTerm], *, control: bool, portion: float, totals: Mapping[str, float]
+) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    """Add the terms whose weight is not 0, in float32; values that are callables are run last.
+
+    :param control: use the weights of the control arm.
+    :param portion: this micro-batch's share of the step's examples, for terms that are means.
+    :param totals: the step's counts, for terms that are sums.
+    :returns: the loss (None when no term has a weight) and each unweighted value by ``plugin/name``, detached and
+        scaled so that the values of a step's micro-batches add up to the step's.
+    """
+    loss: torch.Tensor | None = None
+    values: dict[str, torch.Tensor] = {}
+    for plugin, term in sorted(terms, key=lambda authored: callable(authored[1].value)):
+        weight = term.weight_in(control)
+        if weight == 0:
+            continue
+        value = term.value() if callable(term.value) else term.value
+        if not isinstance(value, torch.Tensor) or value.ndim != 0:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise PluginError(f"loss term {plugin}/{term.name} is {shape}; it must be a scalar tensor")
+        if term.per is None:
+            scaled = value.float() * portion
+        elif term.per in totals:
+            scaled = value.float() / max(totals[term.per], 1e-12)
+        else:
+            known = ", ".join(totals) or "nothing"
+            raise PluginError(f"loss term {plugin}/{term.name} is per {term.per!r}, but the stage counts {known}")
+        values[f"{plugin}/{term.name}"] = scaled.detach()
+        loss = weight * scaled if loss is None else loss + weight * scaled
+    return loss, values
+
+
+def detach_memo(memo: MutableMapping[str, Any]) -> None:
+    """After a pass its graph is gone: keep the tensors' values only."""
+    for key, value in memo.items():
+        if isinstance(value, torch.Tensor):
+            memo[key] = value.detach()

@@ -1,0 +1,53 @@
+"""Trackers (TensorBoard, W&B, MLflow, through accelerate) and the run's event log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Track = Callable[[Mapping[str, float], int], None]
+
+
+@contextlib.contextmanager
+def tracker(names: Sequence[str], folder: Path, title: str, accelerator: Any) -> Iterator[Track]:
+    """Yield ``track({name: value}, step)`` that logs to every tracker in ``names``, on the first process."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    trackers: list[Any] = []
+    if accelerator.is_main_process:
+        for name in names:
+            made = LOGGER_TYPE_TO_CLASS[name]
+            place = {"logging_dir": folder / name} if made.requires_logging_directory else {}
+            trackers.append(made(title, **place))
+            if hasattr(trackers[-1], "start"):
+                trackers[-1].start()
+
+    def track(values: Mapping[str, float], step: int) -> None:
+        for each in trackers:
+            each.log(dict(values), step=step)
+
+    try:
+        yield track
+    finally:
+        for each in trackers:
+            each.finish()
+
+
+@contextlib.contextmanager
+def event_log(folder: Path) -> Iterator[None]:
+    """Send kdcore's log messages to ``events.log`` in the run folder."""
+    logger = logging.getLogger("kdcore")
+    handler = logging.FileHandler(folder / "events.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()

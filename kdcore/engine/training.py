@@ -1,0 +1,434 @@
+"""Train one stage: rounds, steps, turns, passes, checks and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_model, save_model
+
+from kdcore.data.batch import Batch
+from kdcore.data.padding import pad
+from kdcore.engine.checkpoint import Checkpoints, TrainingState
+from kdcore.engine.evaluation import evaluate_subject
+from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
+from kdcore.engine.models import Models, StepModule, hash_weights
+from kdcore.engine.rounds import Rounds
+from kdcore.engine.seeds import derive, seed_everything, seed_torch
+from kdcore.engine.step import Passes, detach_memo, weighted_sum
+from kdcore.errors import InputError, PluginError, RunError
+from kdcore.files import JsonLines, write_json
+from kdcore.recipe import Example, Metric, Turn
+from kdcore.teachers.outputs import StageTeachers, TeacherOutputs
+
+if TYPE_CHECKING:
+    from kdcore.engine.stages import StageJob
+
+
+class Training:
+    """The training of one stage in one arm with one seed.
+
+    :param job: the stage and everything that it runs with.
+    """
+
+    def __init__(self, job: StageJob) -> None:
+        self.job, self.run, self.stage = job, job.run, job.stage
+        assert self.stage.turns is not None and self.stage.build is not None and self.stage.data is not None
+        self.turns: Mapping[str, Turn] = self.stage.turns
+        self.data = self.stage.data
+        self.accelerator = job.accelerator
+        self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.rounds = Rounds(job)
+        seed_everything(self._seed("build"))
+        self.module = StepModule(self.stage.build(self.run))
+        self.names = {id(p): name.removeprefix("models.") for name, p in self.module.named_parameters()}
+        self.trained = {name: self._trained_by(name, turn) for name, turn in self.turns.items()}
+        self.state = TrainingState(initial_hash=hash_weights(self.module))
+        self.module.requires_grad_(False)
+        optimizers = [turn.optimizer(self.trained[name]) for name, turn in self.turns.items()]
+        self._thaw_all()
+        self.wrapped, *prepared = self.accelerator.prepare(self.module, *optimizers)
+        self.optimizers = dict(zip(self.turns, prepared))
+        self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
+        self.run.attach(self.module)
+        self.models = Models(self.module.models)
+
+    def _seed(self, *parts: int | str) -> int:
+        return derive(self.run.seed, self.stage.name, *parts)
+
+    def _trained_by(self, name: str, turn: Turn) -> list[tuple[str, torch.nn.Parameter]]:
+        chosen = [
+            (self.names[id(p)], p)
+            for p in self.module.parameters()
+            if any(fnmatch(self.names[id(p)], pattern) for pattern in turn.trains)
+        ]
+        if not chosen:
+            some = ", ".join(list(self.names.values())[:3])
+            raise PluginError(f"turn {name!r} trains {list(turn.trains)}, which matches no parameter ({some}, ...)")
+        return chosen
+
+    def _thaw_all(self) -> None:
+        for chosen in self.trained.values():
+            for _, parameter in chosen:
+                parameter.requires_grad_(True)
+
+    def _train_mode(self) -> None:
+        """Train mode, but eval mode for every submodule in which nothing is trained."""
+        trained = {id(p) for chosen in self.trained.values() for _, p in chosen}
+        self.module.train()
+        for submodule in self.module.modules():
+            parameters = list(submodule.parameters())
+            if parameters and not any(id(p) in trained for p in parameters):
+                submodule.eval()
+
+    # The loop
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end of the last round; returns what ``done.json`` holds."""
+        restored = self.checkpoints.load(self.module, self.optimizers, self._scaler, self.accelerator.device)
+        if restored is not None:
+            if restored.initial_hash != self.state.initial_hash:
+                raise RunError(f"{self.stage.name}: the stage now starts from other weights; its sources have changed")
+            self.state = restored
+            self.run.log(f"{self.stage.name}: resumed at step {restored.step}")
+        elif self.job.control_follows:
+            self._trace_control()
+        self.metrics = JsonLines(self.job.folder / "metrics.jsonl", self.state.metrics_offset)
+        while self.state.round < self.rounds.count and not self.state.stopped and not self._at_limit():
+            self._round()
+        self.metrics.close()
+        return self._finish()
+
+    def _at_limit(self) -> bool:
+        return self.run.limit is not None and self.state.step >= self.run.limit
+
+    def _round(self) -> None:
+        state, number = self.state, self.state.round
+        self.run.round, self.run.step = number, state.step
+        pool = self.rounds.pool(number, self.models, self._validate)
+        if not len(pool):
+            raise RunError(f"{self.stage.name}: nothing to train on in round {number}")
+        steps = self._steps_of_round(number, len(pool))
+        with self.run.data.sealed("test", when="in training"):
+            if not self.job.control:
+                self.job.teachers.fill(pool, self.job.progress)
+            began, first_step = time.monotonic(), state.step
+            elapsed = state.seconds
+            for indices, micro_batches in self._batches(pool, steps):
+                self._step(pool, indices, micro_batches, number, steps)
+                state.seconds = elapsed + time.monotonic() - began
+                if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
+                    self._check()
+                if state.step % self.stage.checkpoints == 0:
+                    self._checkpoint()
+                if state.stopped:
+                    break
+        if self._monitoring and (not state.history or state.history[-1][0] != state.step):
+            self._check()
+        state.round_steps.append(state.step - state.round_start)
+        state.round, state.round_start = number + 1, state.step
+        if state.step > first_step and state.round < self.rounds.count:
+            self._checkpoint()
+
+    def _steps_of_round(self, number: int, count: int) -> int:
+        if self.job.bound is not None:
+            steps = self.job.bound[number] if number < len(self.job.bound) else 0
+        elif self.stage.steps is not None:
+            steps = self.stage.steps
+        else:
+            steps = (self.stage.epochs or 1) * steps_per_epoch(count, self.stage.batch_size)
+        if self.run.limit is not None:
+            steps = min(steps, self.run.limit - self.state.round_start)
+        return steps
+
+    def _batches(self, pool: Sequence[Example], steps: int) -> Iterator[tuple[Any, list[Batch]]]:
+        done = self.state.step - self.state.round_start
+        run = self.run
+        order = Order(self.stage, pool, self._seed(self.state.round), run.rank, run.world, done, steps)
+        loader = StepLoader(order, pool, self.data, self.job.workers)
+        title = f"{self.job.title}" + (f" round {self.state.round + 1}" if self.rounds.count > 1 else "")
+        self._train_mode()
+        self._logged: dict[str, float] = {}
+        with self.job.progress.bar(title, steps) as bar:
+            bar.start_at(done)
+            for step in loader:
+                yield step
+                text = "  ".join(f"{name} {value:.4g}" for name, value in self._logged.items())
+                bar.advance(1, text)
+
+    def _step(
+        self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int
+    ) -> None:
+        state = self.state
+        self.run.step = state.step
+        seed_torch(self._seed(number, state.step, "prepare"))
+        micro_batches = [self._prepared(batch.to(self.accelerator.device)) for batch in micro_batches]
+        totals = self._totals(micro_batches)
+        memos: list[dict[str, Any]] = [{} for _ in micro_batches]
+        progress = (number + (state.step - state.round_start) / max(steps, 1)) / self.rounds.count
+        values: dict[str, torch.Tensor] = {}
+        report: dict[str, dict[str, float]] = {"learning_rate": {}, "gradient_norm": {}}
+        log_now = (state.step + 1) % self.job.log_every == 0 or state.step == 0
+        for name, turn in self.turns.items():
+            optimizer = self.optimizers[name]
+            for other, chosen in self.trained.items():
+                for _, parameter in chosen:
+                    parameter.requires_grad_(other == name)
+            optimizer.zero_grad(set_to_none=True)
+            for micro, batch in enumerate(micro_batches):
+                portion = len(batch) / len(indices)
+                with self._synchronised(micro == len(micro_batches) - 1):
+                    for key, value in self._passes(name, micro, batch, memos[micro], portion, totals).items():
+                        values[key] = values[key] + value if key in values else value
+            norm = self._clip(turn, optimizer, self.trained[name])
+            factor = turn.schedule(progress) if turn.schedule else 1.0
+            for group, rate in zip(optimizer.param_groups, self.rates[name]):
+                group["lr"] = rate * factor
+            optimizer.step()
+            if log_now:
+                report["learning_rate"][name] = self.rates[name][0] * factor
+                if norm is not None:
+                    report["gradient_norm"][name] = float(norm)
+        self._thaw_all()
+        state.step += 1
+        ids = "\x1f".join(pool[index].id or str(index) for index in indices)
+        state.order_hash = hashlib.sha256(f"{state.order_hash}\n{ids}".encode()).hexdigest()
+        if log_now:
+            self._log(values, report, len(indices))
+
+    def _prepared(self, batch: Batch) -> Batch:
+        if self.stage.prepare is None:
+            return batch
+        with torch.no_grad():
+            return batch.joined(self.stage.prepare(self.run, self.models, batch))
+
+    def _totals(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        if self.stage.counts is None:
+            return {}
+        sums: dict[str, float] = {}
+        for batch in micro_batches:
+            for key, value in self.stage.counts(batch).items():
+                sums[key] = sums.get(key, 0.0) + float(value)
+        if self.run.world > 1:
+            tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
+            sums = dict(zip(sums, self.accelerator.reduce(tensor, "sum").tolist()))
+        return sums
+
+    def _passes(
+        self, turn: str, micro: int, batch: Batch, memo: dict[str, Any], portion: float, totals: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """Run every pass of one micro-batch forward and backward; returns the values of all terms."""
+        outputs = TeacherOutputs(self.job.teachers, batch, self.models)
+        values: dict[str, torch.Tensor] = {}
+        trained = False
+        passes = self._terms_of(
+            turn, batch, memo, outputs, control=self.job.control, portion=portion, totals=totals, micro=micro
+        )
+        for loss, found in passes:
+            if loss is not None:
+                self.accelerator.backward(loss * self.run.world)
+                trained = True
+            for key, value in found.items():
+                values[key] = values[key] + value if key in values else value
+            detach_memo(memo)
+            outputs.drop_graph()
+        if not trained:
+            raise PluginError(
+                f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight, so there is nothing to train on"
+            )
+        return values
+
+    def _terms_of(
+        self,
+        turn: str,
+        batch: Batch,
+        memo: dict[str, Any],
+        outputs: TeacherOutputs,
+        *,
+        control: bool,
+        portion: float,
+        totals: Mapping[str, float],
+        micro: int = 0,
+    ) -> Iterator[tuple[torch.Tensor | None, dict[str, torch.Tensor]]]:
+        """Loss and term values of each pass, computed inside the wrapped forward and seeded by place."""
+
+        def ask(plugin: str, models: Models) -> Any:
+            return self.job.plugins.ask(
+                plugin,
+                "student_loss",
+                run=self.run,
+                stage=self.stage,
+                models=models,
+                batch=batch,
+                teacher=outputs,
+                memo=memo,
+                turn=turn,
+            )
+
+        passes = Passes(self.job.plugins.implementers("student_loss"), ask)
+
+        def forward(models: Models) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]] | None:
+            terms = passes.next(models)
+            return None if terms is None else weighted_sum(terms, control=control, portion=portion, totals=totals)
+
+        number = 0
+        while not passes.finished:
+            seed_torch(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
+            result = self.wrapped(forward)
+            if result is None:
+                return
+            yield result
+            number += 1
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        scaler: torch.amp.GradScaler | None = self.accelerator.scaler
+        return scaler
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if last or self.run.world == 1:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
+        return context
+
+    def _clip(self, turn: Turn, optimizer: Any, named: Sequence[tuple[str, torch.nn.Parameter]]) -> Any:
+        if turn.clip_norm is None:
+            return None
+        self.accelerator.unscale_gradients(optimizer)
+        return torch.nn.utils.clip_grad_norm_([p for _, p in named], turn.clip_norm)
+
+    def _log(self, values: Mapping[str, torch.Tensor], report: Mapping[str, Any], batch_size: int) -> None:
+        terms = {name: float(value) for name, value in values.items()}
+        for name, value in terms.items():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise RunError(
+                    f"loss term {name} is {value} at step {self.state.step} of stage {self.stage.name}; "
+                    "lower the learning rate, or check the data and the teacher's outputs"
+                )
+        rate = self.state.step * batch_size / max(self.state.seconds, 1e-9) if self.state.seconds else 0.0
+        line = {"step": self.state.step, "split": "train", "loss": sum(terms.values()), "terms": terms, **report}
+        self.metrics.append({**line, "examples_per_second": rate})
+        self.job.track({**{f"train/{k}": v for k, v in terms.items()}}, self.state.step)
+        self._logged = {name.split("/")[-1]: value for name, value in terms.items()}
+        if rate:
+            self._logged["examples/s"] = rate
+
+    def _trace_control(self) -> None:
+        """Refuse, before anything is paid for, a comparison whose control would have nothing to train on."""
+        examples = self.rounds.control_examples(2, self.models, self._validate)
+        advice = "declare an Arm(control=True) in the recipe, or run without --compare"
+        if not examples:
+            raise InputError(f"stage {self.stage.name!r}: without the teacher no training example remains; {advice}")
+        items = [self.data.item(example) for example in examples]
+        batch = Batch((self.data.collate or pad)(items), examples, items).to(self.accelerator.device)
+        refusing = StageTeachers(self.run, self.stage, self.job.plugins, self.job.teachers.root, refuse=True)
+        with torch.no_grad():
+            batch = self._prepared(batch)
+            totals = self._totals([batch])
+            for turn in self.turns:
+                outputs = TeacherOutputs(refusing, batch, self.models)
+                passes = self._terms_of(turn, batch, {}, outputs, control=True, portion=1.0, totals=totals)
+                if all(loss is None for loss, _ in passes):
+                    raise InputError(
+                        f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight in the control; {advice}"
+                    )
+
+    # Checks
+
+    @property
+    def _monitoring(self) -> bool:
+        return "validation" in self.run.data and len(self.run.data["validation"]) > 0 and bool(self._authors)
+
+    @property
+    def _authors(self) -> list[str]:
+        return self.job.plugins.implementers("evaluate")
+
+    def _validate(self) -> dict[str, Metric]:
+        return evaluate_subject(
+            self.job.plugins, self.run, self.stage, self.models[self.stage.subject], self.stage.subject, "validation"
+        )
+
+    def _check(self) -> None:
+        if not self._monitoring:
+            return
+        state = self.state
+        self.run.step = state.step
+        seed_everything(self._seed(state.step, "check"))
+        metrics = self._validate()
+        line = {"step": state.step, "split": "validation"}
+        figures = {name: metric.value for name, metric in metrics.items()}
+        better = {name: metric.better for name, metric in metrics.items()}
+        self.metrics.append({**line, "metrics": figures, "better": better})
+        self.job.track({f"validation/{name}": value for name, value in figures.items()}, state.step)
+        monitored = self.stage.monitor or self.job.recipe.headline
+        if monitored not in metrics:
+            raise PluginError(
+                f"stage {self.stage.name!r} monitors {monitored!r}, but evaluate gave {', '.join(metrics) or 'nothing'}"
+            )
+        sign = 1.0 if metrics[monitored].better == "higher" else -1.0
+        state.history.append((state.step, sign * metrics[monitored].value))
+        best = max(value for _, value in state.history)
+        state.best_step = next(step for step, value in state.history if value == best)
+        self.job.progress.line(
+            f"{self.job.title}: step {state.step}, validation {monitored} {metrics[monitored].value:.4f}"
+            + (" (best)" if state.best_step == state.step else "")
+        )
+        if self.stage.keep == "best" and state.best_step == state.step:
+            self._save_best()
+        stale = sum(1 for step, _ in state.history if step > state.best_step)
+        if self.stage.patience and self.job.bound is None and stale >= self.stage.patience:
+            state.stopped = True
+
+    def _best_path(self, step: int) -> Path:
+        return self.job.folder / "best" / f"step-{step}.safetensors"
+
+    def _save_best(self) -> None:
+        if self.run.rank != 0:
+            return
+        path = self._best_path(self.state.step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_model(self.module, str(temporary))
+        temporary.replace(path)
+
+    def _checkpoint(self) -> None:
+        self.state.metrics_offset = self.metrics.offset()
+        if self.run.rank == 0:
+            self.checkpoints.save(self.state, self.module, self.optimizers, self._scaler)
+            for path in (self.job.folder / "best").glob("step-*"):
+                if path != self._best_path(self.state.best_step):
+                    path.unlink()
+        self.accelerator.wait_for_everyone()
+
+    # The end
+
+    def _finish(self) -> dict[str, Any]:
+        state = self.state
+        kept = state.step
+        if self.stage.keep == "best" and state.best_step >= 0 and state.best_step != state.step:
+            kept = state.best_step
+            load_model(self.module, self._best_path(kept))
+        done = {
+            "steps": state.step,
+            "round_steps": state.round_steps,
+            "initial_hash": state.initial_hash,
+            "order_hash": state.order_hash,
+            "weights_hash": hash_weights(self.module),
+            "best_step": kept,
+            "seconds": round(state.seconds, 3),
+        }
+        self.job.save(self.models)
+        if self.run.rank == 0:
+            write_json(self.job.folder / "done.json", done)
+            self.checkpoints.remove()
+            shutil.rmtree(self.job.folder / "best", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.run.attach(None)
+        return done

@@ -1,0 +1,380 @@
+"""The nouns of a method: frozen attrs classes that hold data and no behaviour. Nothing here imports torch.
+
+A plugin is one frozen attrs class whose fields are made with `option`; its `recipe` hook returns a `Recipe`,
+and its other hooks receive and return the small nouns below (`Example`, `LossTerm`, `Metric`). Everything
+heavy is a callable, so that a dry run loads nothing. See `kdcore.hookspecs` for the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdcore.data.batch import Batch
+    from kdcore.engine.models import Models
+    from kdcore.run import Run
+
+__all__ = [
+    "Arm",
+    "Data",
+    "Example",
+    "LossTerm",
+    "Metric",
+    "Recipe",
+    "Row",
+    "Stage",
+    "Synth",
+    "Target",
+    "Teacher",
+    "Turn",
+    "option",
+]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    between: tuple[float, float] | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """Make one configuration field of a plugin.
+
+    :param default: the value of the demo; its field's annotation is enforced strictly (``"7"`` is no int).
+    :param help: one line, printed above the key by ``kdcore config NAME``.
+    :param above: exclusive lower bound.
+    :param least: inclusive lower bound.
+    :param most: inclusive upper bound.
+    :param between: both inclusive bounds.
+    :param choices: the allowed values.
+    """
+    low, high = between if between is not None else (least, most)
+    bounds: list[tuple[str, Callable[[Any], bool]]] = []
+    if above is not None:
+        bounds.append((f"above {above}", lambda value: value > above))
+    if low is not None:
+        bounds.append((f"at least {low}", lambda value: value >= low))
+    if high is not None:
+        bounds.append((f"at most {high}", lambda value: value <= high))
+    if choices is not None:
+        bounds.append((f"one of {', '.join(map(str, choices))}", lambda value: value in choices))
+
+    def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        for words, holds in bounds:
+            if value is not None and not holds(value):
+                raise ValueError(f"{attribute.name} = {value!r} must be {words}")
+
+    limits = "; ".join(words for words, _ in bounds)
+    return field(default=default, validator=check, metadata={"help": help, "bounds": limits, "choices": choices})
+
+
+def _positive(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{attribute.name} = {value!r} must be at least 1")
+
+
+def _one_of(*choices: str) -> Any:
+    return attrs.validators.in_(choices)
+
+
+@frozen(eq=False)
+class Example:
+    """One example: never tokenised, always traceable.
+
+    :param data: field name to value (JSON values, bytes, or paths of files); ``example["text"]`` reads it.
+    :param id: unique within its split.
+    :param group: what may not straddle splits (story, template, speaker, image).
+    :param teacher: the model whose knowledge the example carries; such examples are dropped in the control.
+        Mined negatives, re-segmentations and permutations carry none.
+    :param parents: ids of the examples that it was made from.
+    :param answers: journal keys of the teacher answers that it was made from.
+    :param origin: how it came to be (``"bm25"``, ``"given"``), for reports.
+    """
+
+    data: Mapping[str, Any]
+    id: str = ""
+    group: str = ""
+    teacher: str = ""
+    parents: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    origin: str = ""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+
+@frozen(eq=False)
+class LossTerm:
+    """One term of the student's loss in one pass.
+
+    :param name: logged as ``plugin/name``.
+    :param value: a scalar tensor, or a callable that returns one and is run last. A term whose weight is 0 is
+        neither evaluated nor added.
+    :param kind: ``"task"`` learns from the data, ``"distill"`` from the teacher.
+    :param weight: its weight in the method's arm.
+    :param control: its weight in the control arm; by default a task term keeps its weight and a distill term has 0.
+    :param per: None when ``value`` is a mean over the batch; else a key of the stage's ``counts``: ``value`` is
+        then a *sum*, divided once by that count over all micro-batches and ranks of the step.
+    """
+
+    name: str
+    value: torch.Tensor | Callable[[], torch.Tensor]
+    kind: Literal["task", "distill"] = field(default="task", validator=_one_of("task", "distill"))
+    weight: float = 1.0
+    control: float | None = None
+    per: str | None = None
+
+    def weight_in(self, control: bool) -> float:
+        """The weight in the control arm (``control=True``) or in any other."""
+        if not control:
+            return self.weight
+        if self.control is not None:
+            return self.control
+        return self.weight if self.kind == "task" else 0.0
+
+
+@frozen(eq=False)
+class Metric:
+    """One figure of one subject on one split.
+
+    :param name: the field's usual name (``"ndcg@10"``). ``"latency_ms"`` fills the reports' latency column.
+    :param value: the figure.
+    :param better: ``"higher"`` or ``"lower"``.
+    :param samples: value by example id, whose paired differences the comparison of arms tests.
+    """
+
+    name: str
+    value: float
+    better: Literal["higher", "lower"] = field(default="higher", validator=_one_of("higher", "lower"))
+    samples: Mapping[str, float] | None = None
+
+
+@frozen
+class Row:
+    """How one teacher output of one example is stored.
+
+    :param lengths: None when every row has one shape; else the batch field whose lengths cut axis 1 of the
+        output to the row's own length.
+    :param dtype: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int32`` or ``int64``.
+    """
+
+    lengths: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"] = "float32"
+
+
+@frozen(eq=False)
+class Teacher:
+    """Where one teacher's outputs come from: exactly one of ``build``, ``rows`` and ``inplace``.
+
+    :param build: ``build(run)`` returns a module; it is loaded at first use, frozen, in eval mode.
+    :param rows: ``rows(run)`` yields (example id, {output: array}): a score file. Never evaluated itself.
+    :param inplace: the teacher is the student's own forward: `teacher_outputs` receives the trained ``models``.
+    :param source: folder, file or hub name (several joined by a comma); hashed to fingerprint the teacher
+        without loading it.
+    :param identity: anything else that its outputs depend on (scale, revision, prompt).
+    :param key: ``key(example)`` returns the named values of an example that its outputs depend on; by default the
+        stage's ``item``. Rows are found by its hash, so they outlive a change of student where the key knows none.
+    :param store: output name to `Row`: computed once for all examples before a round's first step and stored;
+        the teacher is not loaded when every row is there.
+    :param subject: whether the finished run also evaluates the teacher itself.
+    """
+
+    build: Callable[[Run], torch.nn.Module] | None = None
+    rows: Callable[[Run], Iterable[tuple[str, Mapping[str, Any]]]] | None = None
+    inplace: bool = False
+    source: str = ""
+    identity: str = ""
+    key: Callable[[Example], Mapping[str, Any]] | None = None
+    store: Mapping[str, Row] | None = None
+    subject: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if (self.build is not None) + (self.rows is not None) + self.inplace != 1:
+            raise ValueError("a Teacher has exactly one of build, rows and inplace")
+        if self.rows is not None and not self.store:
+            raise ValueError("a Teacher of rows needs store, which names its outputs")
+        if self.inplace and self.store:
+            raise ValueError("an inplace Teacher cannot be stored: its outputs change with every step")
+
+
+@frozen
+class Synth:
+    """When and how much `data_synth` is drawn.
+
+    :param rounds: how many times; the stage's steps or epochs are those of one round.
+    :param take: accepted examples a round; None draws the whole stream.
+    :param window: how many newest rounds the pool keeps; None lets it grow.
+    """
+
+    rounds: int = field(default=1, validator=_positive)
+    take: int | None = field(default=None, validator=_positive)
+    window: int | None = field(default=None, validator=_positive)
+
+
+@frozen(eq=False)
+class Data:
+    """What a stage trains on, and how an example becomes tensors.
+
+    :param item: one example to named arrays, lists of numbers, or tensors (axis 0 is the length of a sequence).
+    :param split: a split of the recipe's data; None trains on synthetic examples only.
+    :param collate: a list of items to a dictionary of tensors; by default `kdcore.data.padding.pad`.
+    :param views: ``"fixed"``: one item per example; ``"fresh"``: seeded anew each epoch (augmentation).
+    :param length: example to a number to sort by; batches are then made of examples of similar length.
+    :param synth: draw `data_synth` before each round.
+    """
+
+    item: Callable[[Example], Mapping[str, Any]]
+    split: str | None = "train"
+    collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None
+    views: Literal["fixed", "fresh"] = field(default="fixed", validator=_one_of("fixed", "fresh"))
+    length: Callable[[Example], float] | None = None
+    synth: Synth | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.split is None and self.synth is None:
+            raise ValueError("Data needs a split, or synth, or both")
+
+
+@frozen(eq=False)
+class Turn:
+    """One optimiser's move within a step (a critic is a second turn).
+
+    :param trains: patterns over ``module.parameter`` names (``"student.*"``); the rest is frozen.
+    :param optimizer: named parameters to an optimiser, so that groups are the plugin's (see `kdcore.adamw`).
+    :param schedule: progress in 0..1 over all rounds to a factor of every group's learning rate; a pure function.
+    :param clip_norm: clip the turn's gradients to this norm.
+    """
+
+    trains: Sequence[str]
+    optimizer: Callable[[Sequence[tuple[str, torch.nn.Parameter]]], torch.optim.Optimizer]
+    schedule: Callable[[float], float] | None = None
+    clip_norm: float | None = None
+
+
+@frozen(eq=False)
+class Target:
+    """One result of a merge stage.
+
+    :param name: its subject name.
+    :param sources: what `merge_weights` reads: ``"stage/module"`` or folders.
+    :param skeleton: ``skeleton(run)`` builds the module on the meta device; names and shapes are checked against it.
+    :param options: anything else for `merge_weights`.
+    """
+
+    name: str
+    sources: Sequence[str]
+    skeleton: Callable[[Run], torch.nn.Module]
+    options: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(eq=False, kw_only=True)
+class Stage:
+    """One stage of a recipe: exactly one of ``turns`` (the engine trains), ``targets`` (the engine merges), ``loop``.
+
+    :param name: names its folder and what later stages load (``run.load(module, "stage/module")``).
+    :param needs: names of the stages that come before.
+    :param shared: ``"arms"``: done once per seed for all arms; ``"seeds"``: once for all.
+    :param subject: the module that is monitored and evaluated.
+    :param turns: turn name to `Turn`.
+    :param targets: the merge targets.
+    :param loop: ``loop(run, stage, models, folder)`` owns the training, resumes from its own checkpoints in
+        ``folder``, honours ``run.limit`` and returns metrics.
+    :param build: ``build(run)`` returns module name to module; seeded, so that every arm starts alike.
+    :param save: ``save(run, models, folder)`` writes the subject for its users; default ``save_pretrained``.
+    :param usage: Markdown for the model card that shows how to load the saved subject; ``{folder}`` is its path.
+    :param teachers: teacher name to `Teacher`.
+    :param data: the stage's `Data`.
+    :param prepare: ``prepare(run, models, batch)`` draws what teacher and student share (noise, mixup, negatives)
+        and returns fields to add to the batch; on device, without gradient.
+    :param counts: ``counts(batch)`` returns {name: number} for terms with ``per``.
+    :param steps: optimiser steps of one round.
+    :param epochs: passes over the pool in one round, where ``steps`` is not given.
+    :param batch_size: examples per optimiser step, over all micro-batches and ranks.
+    :param accumulate: micro-batches per step.
+    :param evaluate_every: steps between validation checks; None: only after each round.
+    :param monitor: the metric watched on validation; default the recipe's headline.
+    :param patience: stop after so many checks without improvement.
+    :param keep: ``"best"`` keeps the weights of the best check, ``"last"`` those of the last step.
+    :param checkpoints: steps between checkpoints.
+    """
+
+    name: str
+    needs: Sequence[str] = ()
+    shared: Literal["", "arms", "seeds"] = field(default="", validator=_one_of("", "arms", "seeds"))
+    subject: str = "student"
+    turns: Mapping[str, Turn] | None = None
+    targets: Sequence[Target] | None = None
+    loop: Callable[[Run, Stage, Models, Path], Sequence[Metric]] | None = None
+    build: Callable[[Run], Mapping[str, torch.nn.Module]] | None = None
+    save: Callable[[Run, Models, Path], None] | None = None
+    usage: str = ""
+    teachers: Mapping[str, Teacher] = field(factory=dict)
+    data: Data | None = None
+    prepare: Callable[[Run, Models, Batch], Mapping[str, Any] | None] | None = None
+    counts: Callable[[Batch], Mapping[str, float]] | None = None
+    steps: int | None = field(default=None, validator=_positive)
+    epochs: int | None = field(default=None, validator=_positive)
+    batch_size: int = field(default=32, validator=_positive)
+    accumulate: int = field(default=1, validator=_positive)
+    evaluate_every: int | None = field(default=None, validator=_positive)
+    monitor: str | None = None
+    patience: int | None = field(default=None, validator=_positive)
+    keep: Literal["best", "last"] = field(default="best", validator=_one_of("best", "last"))
+    checkpoints: int = field(default=200, validator=_positive)
+
+    def __attrs_post_init__(self) -> None:
+        kinds = [kind for kind in ("turns", "targets", "loop") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"stage {self.name!r} has exactly one of turns, targets and loop, not {kinds or 'none'}")
+        if self.turns is not None:
+            if self.build is None or self.data is None:
+                raise ValueError(f"stage {self.name!r} trains, so it needs build and data")
+            if (self.steps is None) == (self.epochs is None):
+                raise ValueError(f"stage {self.name!r} needs exactly one of steps and epochs")
+        if self.data is not None and self.data.views == "fresh" and any(t.store for t in self.teachers.values()):
+            raise ValueError(f"stage {self.name!r}: fresh views cannot be combined with a stored teacher")
+
+
+@frozen(eq=False)
+class Arm:
+    """The same recipe under other settings, beside the method's arm and the automatic control.
+
+    :param name: its name in reports (``"unguided"``).
+    :param set: configuration field to value.
+    :param control: it takes the automatic control's place, with the method's own loss weights.
+    :param because: why it is a fair comparison although something differs.
+    """
+
+    name: str
+    set: Mapping[str, Any] = field(factory=dict)
+    control: bool = False
+    because: str = ""
+
+
+@frozen(eq=False, kw_only=True)
+class Recipe:
+    """A whole method, as data.
+
+    :param stages: in any order; ``needs`` makes a graph of them. The last stage's subject is the student.
+    :param data: ``data(run)`` returns split name to a sequence of examples; ``train``, ``validation`` and ``test``
+        are reserved, anything else (``corpus``) is the plugin's.
+    :param headline: name of the metric that decides.
+    :param identity: the fields whose equality makes two examples one (duplicates, leakage).
+    :param arms: declared arms.
+    """
+
+    stages: Sequence[Stage]
+    data: Callable[[Run], Mapping[str, Sequence[Example]]]
+    headline: str
+    identity: Sequence[str] = ()
+    arms: Sequence[Arm] = ()

@@ -1,0 +1,282 @@
+"""``report.html``: one self-contained page that tells what a run found, with plots."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kdcore.reports import plots
+from kdcore.reports.folder import RunFolder, read_json, read_metrics, write_text
+from kdcore.reports.result import verdict
+from kdcore.reports.summary import (
+    Summary,
+    commands,
+    fairness,
+    number,
+    p_value,
+    parameters,
+    ratio,
+    size,
+    summarise,
+)
+
+__all__ = ["write_report"]
+
+SAMPLES = 100
+FILES = {
+    "config.toml": "the resolved configuration",
+    "plan.json": "arms, seeds and stages",
+    "environment.json": "versions and machine",
+    "events.log": "what happened, with times",
+    "result.json": "all figures, for machines",
+    "data.json": "duplicates and leaks that were found",
+    "samples.json": "the samples shown above",
+    "student": "the student, with its model card",
+    "arms": "each arm and seed: stages, evaluation, student",
+    "teachers": "the teachers' evaluations",
+    "shared": "stages that arms or seeds share",
+    "store": "teacher outputs, computed once",
+}
+
+
+@frozen(eq=False)
+class Plot:
+    """One image with its caption; ``text`` says in words what it shows."""
+
+    uri: str
+    caption: str
+    text: str
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` (whole or not at all) and return its path. It works on an unfinished run too.
+
+    :raises InputError: when it is no run folder, a file in it is not valid, or the page cannot be written.
+    """
+    return report_of(summarise(folder))
+
+
+def report_of(summary: Summary) -> Path:
+    """As `write_report`, for a run already summarised."""
+    run = summary.run
+    records = _records(run)
+    entries = [entry for entry in summary.result["comparison"] if entry["split"] == summary.split]
+    text = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            summary=summary,
+            run=run,
+            plan=run.plan,
+            entries=entries,
+            fair=_fair(entries),
+            forest=_forest(summary, entries),
+            curves=_loss_plots(run, records) + _validation_plots(run, records),
+            samples=run.optional("samples.json"),
+            samples_shown=SAMPLES,
+            data=run.optional("data.json"),
+            configuration=run.text("config.toml"),
+            environment=_flat(run.optional("environment.json") or {}),
+            files=_files(run),
+            commands=commands(run),
+        )
+    )
+    path = run.path / "report.html"
+    write_text(path, text)
+    return path
+
+
+Records = dict[str, dict[str, list[tuple[int, Path, list[dict[str, Any]]]]]]
+
+
+def _records(run: RunFolder) -> Records:
+    """Stage to arm to (seed, folder, records); a stage that arms share is listed once, under ``shared``."""
+    found: Records = {}
+    for stage in run.stages:
+        seen: set[Path] = set()
+        for arm in run.arms:
+            for seed in run.seeds:
+                folder = run.stage_folder(arm, seed, stage)
+                if folder is None or folder in seen:
+                    continue
+                seen.add(folder)
+                records = read_metrics(folder / "metrics.jsonl")
+                owner = "shared" if "shared" in folder.relative_to(run.path).parts[:1] else arm
+                if records:
+                    found.setdefault(stage, {}).setdefault(owner, []).append((seed, folder, records))
+    return found
+
+
+def _loss_plots(run: RunFolder, records: Records) -> list[Plot]:
+    """One image a stage: the loss, then each of its terms where there is more than one."""
+    found = []
+    for stage, arms in records.items():
+        panels: dict[str, list[plots.Curve]] = {}
+        for arm, seeds in arms.items():
+            train = [[r for r in rows if r.get("split", "train") == "train"] for _, _, rows in seeds]
+            terms = dict.fromkeys(name for rows in train for r in rows for name in r.get("terms", {}))
+            _add(panels, "loss", arm, [[(r["step"], r.get("loss")) for r in rows] for rows in train])
+            for term in terms:
+                _add(panels, term, arm, [[(r["step"], r.get("terms", {}).get(term)) for r in rows] for rows in train])
+        if len(panels) == 2 and len(panels["loss"]) == 1:
+            panels.popitem()
+        if panels:
+            legend = _seeds_in_words(arms)
+            found.append(
+                Plot(
+                    plots.grid(panels, _names(run)),
+                    f"Training loss in stage “{stage}”{_terms_in_words(panels)}. {legend}",
+                    "; ".join(_ends(title, curves) for title, curves in panels.items()),
+                )
+            )
+    return found
+
+
+def _validation_plots(run: RunFolder, records: Records) -> list[Plot]:
+    """One image a stage: each validation metric, the headline first; a diamond marks the best check."""
+    found = []
+    for stage, arms in records.items():
+        panels: dict[str, list[plots.Curve]] = {}
+        better: dict[str, str] = {}
+        for arm, seeds in arms.items():
+            checks = [[r for r in rows if r.get("split") == "validation"] for _, _, rows in seeds]
+            better |= {k: v for rows in checks for r in rows for k, v in r.get("better", {}).items()}
+            names = dict.fromkeys(name for rows in checks for r in rows for name in r.get("metrics", {}))
+            for name in sorted(names, key=lambda name: name != run.headline):
+                points = [[(r["step"], r.get("metrics", {}).get(name)) for r in rows] for rows in checks]
+                best = [_best_step(folder) for _, folder, _ in seeds] if name == run.headline else []
+                marks = [(s, v) for rows, step in zip(points, best) for s, v in rows if s == step and _is_number(v)]
+                _add(panels, name, arm, points, marks)
+        if panels:
+            titled = {f"{name} ({better.get(name, 'higher')} is better)": curves for name, curves in panels.items()}
+            found.append(
+                Plot(
+                    plots.grid(titled, _names(run)),
+                    f"Validation during stage “{stage}”. {_seeds_in_words(arms)} A diamond marks the check whose "
+                    "weights were kept.",
+                    "; ".join(_ends(title, curves) for title, curves in panels.items()),
+                )
+            )
+    return found
+
+
+def _add(
+    panels: dict[str, list[plots.Curve]],
+    title: str,
+    arm: str,
+    seeds: list[list[tuple[int, Any]]],
+    marks: list[tuple[int, float]] | None = None,
+) -> None:
+    known = [[(step, value) for step, value in rows if _is_number(value)] for rows in seeds]
+    lines = [([s for s, _ in rows], [float(v) for _, v in rows]) for rows in known if rows]
+    if lines:
+        panels.setdefault(title, []).append(plots.Curve(arm, lines, marks or []))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _names(run: RunFolder) -> list[str]:
+    return [*run.arms, "shared"]
+
+
+def _best_step(folder: Path) -> int | None:
+    path = folder / "done.json"
+    return read_json(path).get("best_step") if path.is_file() else None
+
+
+def _ends(title: str, curves: list[plots.Curve]) -> str:
+    """``"loss: distill 0.70 to 0.21, control 0.69 to 0.34"``, means over seeds."""
+    said = []
+    for curve in curves:
+        first = math.fsum(values[0] for _, values in curve.seeds) / len(curve.seeds)
+        last = math.fsum(values[-1] for _, values in curve.seeds) / len(curve.seeds)
+        said.append(f"{curve.label} {number(first)} to {number(last)}")
+    return f"{title}: {', '.join(said)}"
+
+
+def _seeds_in_words(arms: dict[str, Any]) -> str:
+    if max(len(seeds) for seeds in arms.values()) == 1:
+        return ""
+    return "Thin lines are seeds, thick lines their mean."
+
+
+def _terms_in_words(panels: dict[str, Any]) -> str:
+    return " and each of its terms" if len(panels) > 1 else ""
+
+
+def _fair(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Once for each pair of arms and subject: what was the same in both."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for entry in entries:
+        found.setdefault((entry["arm"], entry["against"], entry["subject"]), entry)
+    return list(found.values())
+
+
+def _forest(summary: Summary, entries: list[dict[str, Any]]) -> Plot | None:
+    """Every tested difference, as a share of the control's value and turned so that right is better."""
+    many = len({(e["arm"], e["against"], e["subject"]) for e in entries}) > 1
+    rows = []
+    for entry in entries:
+        line = summary.line(entry["against"], entry["subject"])
+        base = abs(line.metrics[entry["metric"]].mean) if line and entry["metric"] in line.metrics else 0.0
+        if entry["difference"] is None or not math.isfinite(base) or base == 0:
+            continue
+        scale = (100 if entry["better"] == "higher" else -100) / base
+        interval = sorted(bound * scale for bound in entry["ci95"]) if entry["ci95"] else [None, None]
+        label = f"{entry['arm']} - {entry['against']}, {entry['metric']}" if many else entry["metric"]
+        if many and entry["subject"] != "student":
+            label += f" ({entry['subject']})"
+        rows.append((label, entry["difference"] * scale, interval[0], interval[1]))
+    if not rows:
+        return None
+    said = "; ".join(f"{label} {value:+.1f}%" for label, value, _, _ in rows)
+    caption = "Differences with 95% intervals. A line that crosses 0 may be chance"
+    caption += "; a cross has no interval." if any(row[2] is None for row in rows) else "."
+    return Plot(plots.forest(rows), caption, said)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            rows += _flat(item, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, ", ".join(map(str, item)) if isinstance(item, list) else str(item)))
+    return rows
+
+
+def _files(run: RunFolder) -> list[tuple[str, int, str]]:
+    found = []
+    for path in sorted(run.path.iterdir()):
+        if path.name.startswith(".") or path.name == "report.html":
+            continue
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        total = sum(file.stat().st_size for file in files)
+        found.append((path.name + ("/" if path.is_dir() else ""), total, FILES.get(path.name, "")))
+    return found
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "size": size,
+        "parameters": parameters,
+        "ratio": ratio,
+        "p": p_value,
+        "fairness": fairness,
+        "verdict": verdict,
+    }
+    return environment

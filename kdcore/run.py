@@ -1,0 +1,187 @@
+"""What a plugin's hooks receive as ``run``: the data, the seed, the arm, and the engine's services."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kdcore.files import read_json, write_json
+from kdcore.recipe import Arm, Example, Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from kdcore.data.batch import Batch
+    from kdcore.data.splits import Splits
+    from kdcore.engine.models import StepModule
+
+T = TypeVar("T")
+log = logging.getLogger("kdcore")
+
+
+class Run:
+    """One arm with one seed.
+
+    :ivar folder: the arm's folder.
+    :ivar source_path: what ``--data`` names, as given; None in the demo.
+    :ivar data: split name to examples.
+    :ivar seed: the run's seed.
+    :ivar arm: the arm being run.
+    :ivar stage: the stage being run.
+    :ivar round: of synthesis, from 0.
+    :ivar step: optimiser steps done in the stage.
+    :ivar limit: ``--max-steps``, or None.
+    :ivar device: where modules and batches live.
+    :ivar rank: this process among ``world``.
+    :ivar demo: True when the user named no data.
+    :ivar memo: a dictionary that lives as long as this object, for what a hook need not compute twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        seed: int = 0,
+        arm: Arm | None = None,
+        data_path: str = "",
+        limit: int | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.arm = arm or Arm("distill")
+        self.source_path = Path(data_path) if data_path else None
+        self.demo = not data_path
+        self.limit = limit
+        self.device: Any = device
+        self.rank = rank
+        self.world = world
+        self.stage: Stage | None = None
+        self.round = 0
+        self.step = 0
+        self.memo: dict[str, Any] = {}
+        self.data: Splits
+        self.stage_folders: dict[str, Path] = {}
+        self._module: StepModule | None = None
+
+    # Randomness
+
+    def _seed(self, name: str, own: bool) -> int:
+        from kdcore.engine.seeds import derive
+
+        stage = self.stage.name if self.stage else ""
+        return derive(self.seed, stage, self.round, self.step, name, self.rank if own else -1)
+
+    def rng(self, name: str, *, own: bool = False) -> np.random.Generator:
+        """A numpy generator for this point of the run, equal on all ranks unless ``own``."""
+        import numpy as np
+
+        return np.random.default_rng(self._seed(name, own))
+
+    def generator(self, name: str, *, own: bool = False) -> torch.Generator:
+        """A torch generator on the run's device for this point of the run, equal on all ranks unless ``own``."""
+        import torch
+
+        return torch.Generator(self.device).manual_seed(self._seed(name, own))
+
+    # Weights of other stages
+
+    def source(self, reference: str) -> Path:
+        """The safetensors file of ``"stage/module"``, a stage that is done."""
+        stage, _, module = reference.partition("/")
+        if stage not in self.stage_folders:
+            raise KeyError(f"no finished stage {stage!r}; does this stage list it in needs?")
+        return self.stage_folders[stage] / "models" / f"{module}.safetensors"
+
+    def load(self, module: torch.nn.Module, reference: str) -> torch.nn.Module:
+        """Load the weights of ``"stage/module"`` into ``module`` and return it."""
+        from safetensors.torch import load_model
+
+        load_model(module, self.source(reference))
+        return module
+
+    # Predictions
+
+    def attach(self, module: StepModule | None) -> None:
+        """Called by the engine: the one module of the stage, in whose forward `predict` runs."""
+        self._module = module
+
+    def predict(
+        self,
+        model: torch.nn.Module,
+        examples: str | Sequence[Example],
+        fn: Callable[[Any, Batch], Mapping[str, torch.Tensor]],
+        *,
+        item: Callable[[Example], Mapping[str, Any]] | None = None,
+        length: Callable[[Example], float] | None = None,
+        batch_size: int = 64,
+    ) -> list[dict[str, np.ndarray[Any, Any]]]:
+        """Apply ``fn(model, batch)`` to examples, in eval mode and without gradient.
+
+        Batches hold examples of similar length; ranks share the work; the result has the examples' order.
+
+        :param examples: a split's name, or examples.
+        :param fn: returns named tensors, example on axis 0.
+        :param item: in place of the stage's ``Data.item``.
+        :param length: in place of the stage's ``Data.length``; with ``item``, by default the number of values.
+        :returns: for each example, output name to array (bfloat16 as float32).
+        """
+        from kdcore.engine.predict import predict
+
+        chosen = self.data[examples] if isinstance(examples, str) else examples
+        data = self.stage.data if self.stage else None
+        if item is None:
+            if data is None:
+                raise ValueError("predict needs item= in a stage without data")
+            item, length = data.item, length or data.length
+        return predict(self, model, chosen, fn, item, length, batch_size)
+
+    # Facts
+
+    def remember(self, key: str, fn: Callable[[], T]) -> T:
+        """``fn()``, a JSON value, computed once and kept with the round, so that a resumed run sees the same."""
+        name = self.stage.name if self.stage else "run"
+        path = self.folder / name / "facts" / f"round-{self.round}.json"
+        facts: dict[str, Any] = read_json(path) if path.exists() else {}
+        if key not in facts:
+            facts[key] = json.loads(json.dumps(fn()))
+            if self.rank == 0:
+                write_json(path, facts)
+        value: T = facts[key]
+        return value
+
+    def log(self, message: str) -> None:
+        """Write one line to the run's event log (and to the terminal with ``--debug``)."""
+        log.info(message)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order."""
+        if self.world == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        gathered: list[Any] = gather_object([value])
+        return gathered
+
+    def share(self, value: T) -> T:
+        """Rank 0's value on every rank."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def call(self, model: torch.nn.Module, fn: Callable[[Any], T]) -> T:
+        """``fn(model)``, inside the stage's one forward (and its precision) when the stage owns ``model``."""
+        if self._module is not None and any(model is owned for owned in self._module.models.values()):
+            result: T = self._module(lambda models: fn(model))
+            return result
+        return fn(model)

@@ -1,0 +1,236 @@
+"""A stage's teachers: loaded at first use, stored where the recipe says so, released at the stage's end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdcore.data.batch import Batch
+from kdcore.data.padding import pad
+from kdcore.errors import InputError, PluginError, RunError
+from kdcore.recipe import Example, Stage, Teacher
+from kdcore.teachers.store import Store, fingerprint_path, row_key
+
+if TYPE_CHECKING:
+    from kdcore.engine.models import Models
+    from kdcore.engine.progress import Progress
+    from kdcore.plugins import Plugins
+    from kdcore.run import Run
+
+FILL_BATCH = 64
+
+
+class StageTeachers:
+    """The teachers of one stage.
+
+    :param root: the folder of the stores.
+    :param refuse: True in the automatic control arm, where touching a teacher is an error.
+    """
+
+    def __init__(self, run: Run, stage: Stage, plugins: Plugins, root: Path, *, refuse: bool) -> None:
+        self.run, self.stage, self.plugins, self.root, self.refuse = run, stage, plugins, root, refuse
+        self._modules: dict[str, torch.nn.Module] = {}
+        self._stores: dict[str, Store] = {}
+
+    def __getitem__(self, name: str) -> Teacher:
+        try:
+            return self.stage.teachers[name]
+        except KeyError:
+            known = ", ".join(self.stage.teachers) or "none"
+            raise PluginError(f"stage {self.stage.name!r} has no teacher {name!r}; it has {known}") from None
+
+    def module(self, name: str) -> torch.nn.Module:
+        """The teacher's module: frozen, in eval mode, on the run's device; built at first use."""
+        if name not in self._modules:
+            build = self[name].build
+            if build is None:
+                raise PluginError(f"teacher {name!r} has no module of its own")
+            self.run.log(f"loading teacher {name}")
+            module = build(self.run).to(self.run.device)
+            self._modules[name] = module.requires_grad_(False).eval()
+        return self._modules[name]
+
+    def release(self) -> None:
+        """Forget modules and close stores."""
+        self._modules.clear()
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+
+    # Stored outputs
+
+    def key(self, name: str, example: Example, item: Mapping[str, Any] | None = None) -> bytes:
+        """What a stored row of ``name`` is found by: a hash of what the teacher's outputs depend on."""
+        teacher = self[name]
+        if teacher.rows is not None:
+            return row_key({"id": example.id})
+        if teacher.key is not None:
+            return row_key(dict(teacher.key(example)))
+        if item is None:
+            assert self.stage.data is not None
+            item = self.stage.data.item(example)
+        return row_key(dict(item))
+
+    def store(self, name: str) -> Store:
+        """The teacher's store, opened at first use."""
+        if name not in self._stores:
+            teacher = self[name]
+            assert teacher.store is not None
+            fingerprint = "\n".join([*(fingerprint_path(s) for s in teacher.source.split(",") if s), teacher.identity])
+            self._stores[name] = Store.open(
+                self.root, name=name, fingerprint=fingerprint, schema=teacher.store, writer=self.run.rank
+            )
+        return self._stores[name]
+
+    def fill(self, pool: Sequence[Example], progress: Progress) -> None:
+        """Compute and store every missing row of every stored teacher, in the pool's order.
+
+        A killed fill goes on with the batches that it would have made: rows are made durable batch by batch, and a
+        row's bits may depend on the batch it is computed in.
+        """
+        for name, teacher in self.stage.teachers.items():
+            if not teacher.store:
+                continue
+            store = self.store(name)
+            keys = [self.key(name, example) for example in pool]
+            missing = _first_of_each(keys, store.missing(keys))
+            if not missing:
+                continue
+            if teacher.rows is not None:
+                self._fill_from_rows(name, teacher, store, [pool[i] for i in missing], progress)
+                continue
+            batches = [missing[i : i + FILL_BATCH] for i in range(0, len(missing), FILL_BATCH)]
+            with progress.bar(f"teacher {name}", len(missing)) as bar:
+                for number, indices in enumerate(batches):
+                    if number % self.run.world == self.run.rank:
+                        outputs = self.compute(name, self._batch([pool[i] for i in indices]))
+                        store.append([keys[i] for i in indices], self._rows(name, outputs, len(indices)))
+                    bar.advance(len(indices))
+            if self.run.world > 1:
+                self.run.gather(None)
+                store.refresh()
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        data = self.stage.data
+        assert data is not None
+        return Batch((data.collate or pad)([data.item(e) for e in examples]), examples).to(self.run.device)
+
+    def _rows(self, name: str, outputs: Mapping[str, torch.Tensor], count: int) -> list[dict[str, Any]]:
+        schema = self[name].store or {}
+        for output in schema:
+            if output not in outputs:
+                raise PluginError(f"teacher_outputs gave no {output!r} for teacher {name!r}, which its store lists")
+            if len(outputs[output]) != count:
+                raise PluginError(f"teacher {name!r}: {output!r} has {len(outputs[output])} rows for {count} examples")
+            if outputs[output].is_floating_point() and not torch.isfinite(outputs[output]).all():
+                raise RunError(f"teacher {name!r} gave NaN or infinite {output!r}; nothing of this batch was stored")
+        arrays = {output: outputs[output].detach().cpu() for output in schema}
+        return [{output: arrays[output][row] for output in schema} for row in range(count)]
+
+    def _fill_from_rows(
+        self, name: str, teacher: Teacher, store: Store, wanted: Sequence[Example], progress: Progress
+    ) -> None:
+        assert teacher.rows is not None
+        missing = {example.id for example in wanted}
+        pending: list[tuple[bytes, Mapping[str, Any]]] = []
+        with progress.bar(f"teacher {name}", len(missing)) as bar:
+            for identifier, row in _chained(teacher.rows(self.run), name):
+                if identifier not in missing:
+                    continue
+                missing.discard(identifier)
+                pending.append((row_key({"id": identifier}), row))
+                bar.advance(1)
+                if len(pending) == 1024:
+                    store.append(*zip(*pending))
+                    pending = []
+            if pending:
+                store.append(*zip(*pending))
+        if missing:
+            raise InputError(
+                f"{teacher.source or name}: no row for {len(missing)} of {len(wanted)} examples, "
+                f"first {min(missing)!r}: give a row for every example, or leave those examples out"
+            )
+
+    # Outputs of a batch
+
+    def compute(self, name: str, batch: Batch, models: Models | None = None) -> Mapping[str, torch.Tensor]:
+        """Ask the newest joiner first, then the owner, for the outputs of one teacher."""
+        teacher = self[name]
+        module = None if teacher.inplace else self.module(name)
+        with torch.set_grad_enabled(teacher.inplace):
+            for plugin in self.plugins.newest_first("teacher_outputs"):
+                outputs: Mapping[str, torch.Tensor] | None = self.plugins.ask(
+                    plugin,
+                    "teacher_outputs",
+                    run=self.run,
+                    stage=self.stage,
+                    teacher=name,
+                    model=module,
+                    models=models,
+                    batch=batch,
+                )
+                if outputs is not None:
+                    return outputs
+        raise PluginError(f"no plugin answers teacher_outputs for teacher {name!r} of stage {self.stage.name!r}")
+
+
+class TeacherOutputs:
+    """What `student_loss` receives as ``teacher``: outputs of one micro-batch, computed or read when touched."""
+
+    def __init__(self, teachers: StageTeachers, batch: Batch, models: Models) -> None:
+        self._teachers, self._batch, self._models = teachers, batch, models
+        self._outputs: dict[str, Mapping[str, torch.Tensor]] = {}
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """``teacher["NAME/output"]``: detached, on the run's device, zero-padded where rows are ragged."""
+        return self.live(key).detach()
+
+    def live(self, key: str) -> torch.Tensor:
+        """As above, with its graph where the teacher is in place."""
+        name, _, output = key.partition("/")
+        if self._teachers.refuse:
+            raise PluginError(
+                f"student_loss touched teacher[{key!r}] in the control arm, which has no teacher: "
+                "put it into a callable, which is not run where its weight is 0"
+            )
+        if name not in self._outputs:
+            self._outputs[name] = self._get(name)
+        try:
+            return self._outputs[name][output]
+        except KeyError:
+            raise PluginError(
+                f"teacher {name!r} has no output {output!r}; it has {', '.join(self._outputs[name])}"
+            ) from None
+
+    def _get(self, name: str) -> Mapping[str, torch.Tensor]:
+        if not self._teachers[name].store:
+            return self._teachers.compute(name, self._batch, self._models)
+        keys = [
+            self._teachers.key(name, example, self._batch.items[i] if self._batch.items else None)
+            for i, example in enumerate(self._batch.examples)
+        ]
+        device = self._teachers.run.device
+        columns = self._teachers.store(name).read_padded(keys)
+        return {output: tensor.to(device) for output, tensor in columns.items()}
+
+    def drop_graph(self) -> None:
+        """Forget outputs computed in place: their graph was freed by the backward pass."""
+        for name in list(self._outputs):
+            if self._teachers[name].inplace:
+                self._outputs[name] = {key: value.detach() for key, value in self._outputs[name].items()}
+
+
+def _first_of_each(keys: Sequence[bytes], positions: Iterable[int]) -> list[int]:
+    seen: set[bytes] = set()
+    return [i for i in positions if not (keys[i] in seen or seen.add(keys[i]))]  # type: ignore[func-returns-value]
+
+
+def _chained(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    try:
+        yield from rows
+    except Exception as error:
+        error.add_note(f"while reading the rows of teacher {name!r}")
+        raise

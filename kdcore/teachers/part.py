@@ -1,0 +1,213 @@
+"""One writer's share of a store: an append-only data file and an append-only index of fixed-size records."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from kdcore.errors import InputError
+from kdcore.teachers.layout import Layout
+from kdcore.teachers.sealed import sync_folder
+
+
+def record_dtype(layout: Layout) -> np.dtype:
+    """One row's record, little-endian: its key, where its data lies, the data's CRC-32, how many rows of the same append
+    follow, and the CRC-32 of all that."""
+    return np.dtype(
+        [
+            ("key", "S16"),
+            ("offset", "<u8"),
+            ("lengths", "<u4", (len(layout.units),)),
+            ("crc", "<u4"),
+            ("following", "<u4"),
+            ("check", "<u4"),
+        ]
+    )
+
+
+class Part:
+    """The finished rows of one writer, read through a memory map.
+
+    An append counts once the record of its last row is whole: all its rows, or none. Data is durable before its records
+    are written, so whatever follows the last finished append belongs to an interrupted one and is never read.
+
+    :param index: the index file; the data file lies beside it.
+    :ivar records: those of the finished appends, as far as `scan` has seen.
+    """
+
+    def __init__(self, index: Path, layout: Layout) -> None:
+        self.index, self.data = index, index.with_suffix(".data")
+        self.layout, self.dtype = layout, record_dtype(layout)
+        self.records = np.empty(0, self.dtype)
+        self._map: mmap.mmap | None = None
+
+    def scan(self) -> bool:
+        """Take in the appends finished since the last scan; return whether there were any.
+
+        :raises InputError: a record before the last whole append is damaged, or the data file lacks what it names.
+        """
+        raw = self._raw_index(len(self.records))
+        good = self._good(raw)
+        added = np.frombuffer(raw, self.dtype, len(good))
+        finished = np.flatnonzero(good & (added["following"] == 0))
+        added = added[: finished[-1] + 1 if len(finished) else 0]
+        if not good[: len(added)].all():
+            number = len(self.records) + int(np.argmin(good))
+            raise InputError(f"{self.index}: record {number} is damaged (its checksum differs); {self._fix()}")
+        end = self.layout.end(added["offset"], added["lengths"])
+        if end > self._data_size():
+            raise InputError(
+                f"{self.data}: has {self._data_size()} bytes, but {self.index.name} names {end}; {self._fix()}"
+            )
+        if len(added):
+            self.records = np.concatenate([self.records, added])
+        return len(added) > 0
+
+    def read(self, offsets: Sequence[int], sizes: Sequence[int], checksums: Sequence[int]) -> list[bytes]:
+        """Return the bytes of rows.
+
+        :raises InputError: a row's data is damaged or cut off.
+        """
+        end = max(map(sum, zip(offsets, sizes)))
+        if end == 0:
+            return [b"" for _ in offsets]
+        if self._map is None or len(self._map) < end:
+            self.close()
+            with self.data.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = self._map
+        if mapped.size() < end:
+            raise InputError(f"{self.data}: was cut to {mapped.size()} bytes, its rows need {end}; {self._fix()}")
+        rows = [mapped[offset : offset + size] for offset, size in zip(offsets, sizes)]
+        for row, checksum, offset in zip(rows, checksums, offsets):
+            if crc32(row) != checksum:
+                raise InputError(
+                    f"{self.data}: the row at byte {offset} is damaged (its checksum differs); {self._fix()}"
+                )
+        return rows
+
+    def verify(self) -> list[str]:
+        """Read every byte afresh and describe what is wrong."""
+        problems = []
+        raw, length = self._raw_index(0), self._data_size()
+        good = self._good(raw)
+        records = np.frombuffer(raw, self.dtype, len(good))
+        position = 0
+        with (self.data if self.data.exists() else Path(os.devnull)).open("rb") as file:
+            for number, record in enumerate(records):
+                offset, size = int(record["offset"]), int(self.layout.sizes(record["lengths"]))
+                if not good[number]:
+                    problems.append(f"{self.index}: record {number} is damaged")
+                    continue
+                if offset + size > length:
+                    problems.append(f"{self.data}: ends at byte {length}, before the end of row {number}")
+                else:
+                    file.seek(offset)
+                    if crc32(file.read(size)) != record["crc"]:
+                        problems.append(f"{self.data}: row {number}, at byte {offset}, is damaged")
+                position = offset + size
+        if len(raw) % self.dtype.itemsize or (len(records) and records["following"][-1]):
+            problems.append(f"{self.index}: ends in an unfinished append (an interrupted write)")
+        if length > position:
+            problems.append(f"{self.data}: has {length - position} bytes past its last row (an interrupted write)")
+        return problems
+
+    def close(self) -> None:
+        """Release the memory map."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+    def _raw_index(self, start: int) -> bytes:
+        if not self.index.exists():
+            return b""
+        with self.index.open("rb") as file:
+            file.seek(start * self.dtype.itemsize)
+            return file.read()
+
+    def _good(self, raw: bytes) -> np.ndarray:
+        size = self.dtype.itemsize
+        count = len(raw) // size
+        view = memoryview(raw)
+        actual = [crc32(view[start : start + size - 4]) for start in range(0, count * size, size)]
+        return np.asarray(actual, np.uint32) == np.frombuffer(raw, self.dtype, count)["check"]
+
+    def _data_size(self) -> int:
+        return self.data.stat().st_size if self.data.exists() else 0
+
+    def _fix(self) -> str:
+        return f"delete {self.data.name} and {self.index.name} there and their rows are computed again"
+
+
+class Writer:
+    """The one process that may append to a part, for as long as it holds the lock on the part's index.
+
+    Starting is also recovering: what an interrupted write left behind the last finished append is cut off.
+    """
+
+    def __init__(self, part: Part, index: int, data: int) -> None:
+        self._index, self._data = index, data
+        part.scan()
+        self._dtype = part.dtype
+        self._count, self._end = len(part.records), part.layout.end(part.records["offset"], part.records["lengths"])
+        os.ftruncate(index, self._count * self._dtype.itemsize)
+        os.ftruncate(data, self._end)
+
+    @staticmethod
+    def acquire(index: Path, layout: Layout) -> Writer | None:
+        """Open a part for appending, made if it does not exist; None if another process appends to it.
+
+        :raises InputError: its files are damaged.
+        """
+        part = Part(index, layout)
+        handles = []
+        try:
+            handles.append(os.open(part.index, os.O_RDWR | os.O_CREAT, 0o644))
+            try:
+                fcntl.flock(handles[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handles[0])
+                return None
+            handles.append(os.open(part.data, os.O_RDWR | os.O_CREAT, 0o644))
+            sync_folder(index.parent)
+            return Writer(part, *handles)
+        except BaseException:
+            for handle in handles:
+                os.close(handle)
+            raise
+
+    def append(self, keys: Sequence[bytes], rows: Sequence[bytes], lengths: Sequence[Sequence[int]]) -> np.ndarray:
+        """Append rows durably, all or none, and return their records; after an OSError the writer must be closed."""
+        records = np.zeros(len(keys), self._dtype)
+        records["key"] = keys
+        records["following"] = np.arange(len(keys) - 1, -1, -1)
+        records["lengths"] = np.asarray(lengths, np.uint32).reshape(records["lengths"].shape)
+        end = self._end
+        for record, row in zip(records, rows):
+            record["offset"], record["crc"] = end, crc32(row)
+            record["check"] = crc32(record.tobytes()[:-4])
+            _write(self._data, row, end)
+            end += len(row)
+        os.fsync(self._data)
+        _write(self._index, records.tobytes(), self._count * self._dtype.itemsize)
+        os.fsync(self._index)
+        self._count, self._end = self._count + len(records), end
+        return records
+
+    def close(self) -> None:
+        """Release the files and the lock."""
+        os.close(self._data)
+        os.close(self._index)
+
+
+def _write(handle: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

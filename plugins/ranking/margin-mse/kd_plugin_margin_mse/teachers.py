@@ -1,0 +1,289 @@
+"""Teachers that score (query, passage) pairs: cross-encoders, embedding models, and means of several."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from kd_plugin_margin_mse.sources import read_json, resolve_source, transformer_folder
+from kd_plugin_margin_mse.students.encoder import embedding_matrix
+from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import cached_file
+
+from kdcore.errors import InputError, RunError
+
+__all__ = [
+    "CrossEncoderTeacher",
+    "EmbeddingTeacher",
+    "EnsembleTeacher",
+    "PairTeacher",
+    "embedding_matrix",
+    "load_teacher",
+    "resolve_source",
+]
+
+Pair = tuple[str, str]
+Triple = tuple[str, str, str]
+
+CACHED_FLOATS = 32_000_000
+"""How much an `EmbeddingTeacher` keeps: 128 MB, that is 83,000 vectors of MiniLM."""
+
+
+class PairTeacher(nn.Module):
+    """A frozen model that scores pairs of texts, always in eval mode, in float32 and without gradient."""
+
+    def scores(self, pairs: Sequence[Pair]) -> Tensor:
+        """The raw score of each (query, passage), float32 (pairs,) on the teacher's device.
+
+        A pair given several times is computed once. Pairs are sorted by length inside, so a score depends on the
+        other pairs of the call only by float noise (padding); the same call gives the same scores.
+
+        :raises RunError: a score is not finite.
+        """
+        distinct = sorted(dict.fromkeys(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
+        if not distinct:
+            return torch.zeros(0)
+        with torch.no_grad():
+            computed = self._scores(distinct)
+        if not torch.isfinite(computed).all():
+            query, passage = distinct[int((~torch.isfinite(computed)).nonzero()[0])]
+            raise RunError(
+                f"the teacher's score of {query[:60]!r} with {passage[:60]!r} is not finite; check its weights"
+            )
+        places = {pair: place for place, pair in enumerate(distinct)}
+        return computed[torch.tensor([places[pair] for pair in pairs], device=computed.device)]
+
+    def forward(self, pairs: Sequence[Pair]) -> Tensor:
+        """The same as `scores`."""
+        return self.scores(pairs)
+
+    def _scores(self, pairs: Sequence[Pair]) -> Tensor:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> PairTeacher:
+        """Stay in eval mode: a teacher has no dropout."""
+        super().train(False)
+        return self
+
+
+class CrossEncoderTeacher(PairTeacher):
+    """BERT_CAT: the raw logit of ``[CLS] query [SEP] passage [SEP]``, whatever activation its configuration names.
+
+    :param model: a sequence classifier with one label.
+    :param tokenizer: its tokenizer.
+    :param max_length: tokens of query and passage together; the longer one is cut first.
+    :param batch_size: pairs in one pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_length: int, batch_size: int) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length, self.batch_size = max_length, batch_size
+        self.eval()
+
+    def _scores(self, pairs: Sequence[Pair]) -> Tensor:
+        device = next(self.parameters()).device
+        parts = []
+        for start in range(0, len(pairs), self.batch_size):
+            queries, passages = (list(texts) for texts in zip(*pairs[start : start + self.batch_size]))
+            features = self.tokenizer(
+                queries, passages, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+            )
+            with torch.autocast(device.type, enabled=False):
+                parts.append(self.model(**features.to(device)).logits[:, 0].float())
+        return torch.cat(parts)
+
+
+class EmbeddingTeacher(PairTeacher):
+    """Similarity of two texts' embeddings: dot product, cosine times ``scale`` where the model normalises, or
+    MaxSim of a multi-vector model.
+
+    Queries and passages go through ``encode_query`` and ``encode_document``, so a model's own prompts are kept.
+    Each distinct text is encoded once and kept, up to `CACHED_FLOATS`, for later calls. A vector kept from
+    another batch differs from a fresh one by float noise only.
+
+    :param model: a ``SentenceTransformer`` or ``MultiVectorEncoder``.
+    :param scale: multiplies the scores.
+    :param batch_size: texts in one pass.
+    """
+
+    def __init__(self, model: Any, scale: float, batch_size: int) -> None:
+        super().__init__()
+        self.model, self.scale, self.batch_size = model, scale, batch_size
+        self.single_vector = isinstance(model, SentenceTransformer)
+        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._floats = 0
+        self.eval()
+
+    def _scores(self, pairs: Sequence[Pair]) -> Tensor:
+        queries = self._vectors("query", [query for query, _ in pairs], self.model.encode_query)
+        passages = self._vectors("passage", [passage for _, passage in pairs], self.model.encode_document)
+        device = next(self.parameters()).device
+        parts = []
+        for start in range(0, len(pairs), self.batch_size):
+            chunk = pairs[start : start + self.batch_size]
+            left = [queries[query].to(device) for query, _ in chunk]
+            right = [passages[passage].to(device) for _, passage in chunk]
+            if self.single_vector:
+                parts.append((torch.stack(left) * torch.stack(right)).sum(-1))
+            else:
+                parts.append(self.model.similarity_pairwise(left, right))
+        return torch.cat(parts).float() * self.scale
+
+    def _vectors(self, role: str, texts: Sequence[str], encode: Callable[..., Any]) -> dict[str, Tensor]:
+        distinct = list(dict.fromkeys(texts))
+        missing = [text for text in distinct if (role, text) not in self._kept]
+        found = {text: self._kept[role, text] for text in distinct if (role, text) in self._kept}
+        if missing:
+            device = next(self.parameters()).device
+            with torch.autocast(device.type, enabled=False):
+                encoded = encode(missing, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=False)
+            found |= {text: vector.float().cpu() for text, vector in zip(missing, encoded)}
+        for text in distinct:
+            self._keep((role, text), found[text])
+        return found
+
+    def _keep(self, key: tuple[str, str], vector: Tensor) -> None:
+        if key not in self._kept:
+            self._floats += vector.numel()
+        self._kept[key] = vector
+        self._kept.move_to_end(key)
+        while self._floats > CACHED_FLOATS:
+            self._floats -= self._kept.popitem(last=False)[1].numel()
+
+
+class EnsembleTeacher(PairTeacher):
+    """The mean of several teachers' scores (the paper's T2).
+
+    The teacher with the widest margins rules a plain mean. `standardise` removes that: each teacher's scores
+    are then divided by the standard deviation of its own margins and multiplied by the mean of all teachers'
+    deviations, which keeps the scale of the whole.
+
+    :param teachers: at least two.
+    """
+
+    weights: Tensor
+
+    def __init__(self, teachers: Sequence[PairTeacher]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+        self.register_buffer("weights", torch.ones(len(teachers)))
+        self.eval()
+
+    def standardise(self, triples: Sequence[Triple]) -> None:
+        """Measure the teachers' margins on (query, positive, negative) texts, and weigh by them from now on.
+
+        Call it once, before the first `scores`, on a fixed sample of the training triples.
+
+        :raises InputError: a teacher's margins do not vary, or there are fewer than two triples.
+        """
+        if len(triples) < 2:
+            raise InputError(f"standardising teachers needs at least 2 training triples, not {len(triples)}")
+        deviations = []
+        for number, teacher in enumerate(self._members(), 1):
+            pairs = [(query, text) for query, positive, negative in triples for text in (positive, negative)]
+            positive, negative = teacher.scores(pairs).view(-1, 2).unbind(1)
+            deviations.append((positive - negative).std())
+            if not deviations[-1] > 0:
+                raise InputError(f"teacher {number} of the ensemble gives every triple the same margin; leave it out")
+        spread = torch.stack(deviations)
+        self.weights.copy_(spread.mean() / spread)
+
+    def _members(self) -> Iterator[PairTeacher]:
+        for teacher in self.teachers:
+            assert isinstance(teacher, PairTeacher)
+            yield teacher
+
+    def _scores(self, pairs: Sequence[Pair]) -> Tensor:
+        scores = torch.stack([teacher.scores(pairs) for teacher in self._members()])
+        return (scores * self.weights.to(scores).unsqueeze(1)).mean(0)
+
+
+def load_teacher(source: str, *, scale: float = 1.0, max_length: int = 256, batch_size: int = 64) -> PairTeacher:
+    """Load a teacher on the CPU.
+
+    :param source: a folder or hub name of a cross-encoder (a sequence classifier with one label), of a
+        SentenceTransformer or of a MultiVectorEncoder; ``package:MODULE`` for a model that an installed package
+        ships; several joined by a comma are averaged (`EnsembleTeacher`).
+    :param scale: multiplies the cosines of a model that normalises its embeddings, whose margins would otherwise
+        be below 2; raw logits, dot products and MaxSim are left as they are.
+    :param max_length: tokens of a pair (cross-encoder) or of a text; a model's own smaller limit holds.
+    :param batch_size: pairs or texts in one pass.
+    :raises InputError: there is no such model, it is no teacher, or it has several labels.
+    """
+    names = [name.strip() for name in source.split(",")]
+    if not all(names):
+        raise InputError(f"teacher {source!r}: an empty name; give models joined by single commas")
+    teachers = [_load_one(name, scale, max_length, batch_size) for name in names]
+    return teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers)
+
+
+def _load_one(source: str, scale: float, max_length: int, batch_size: int) -> PairTeacher:
+    resolved = resolve_source(source)
+    if Path(source).is_file():
+        raise InputError(f"teacher {source!r} is a file; name a model, or give score files as teacher scores")
+    try:
+        kind = _kind(source, resolved)
+        if kind == "CrossEncoder":
+            return _load_cross_encoder(source, max_length, batch_size)
+        return _load_embedding_model(kind, resolved, scale, max_length, batch_size)
+    except InputError:
+        raise
+    except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"teacher {source!r} cannot be loaded: {reason}") from error
+
+
+def _kind(source: str, resolved: str) -> str:
+    """``CrossEncoder``, ``SentenceTransformer`` or ``MultiVectorEncoder``."""
+    described = _json_of(resolved, "config_sentence_transformers.json") or {}
+    has_modules = _json_of(resolved, "modules.json") is not None
+    kind = described.get("model_type", "SentenceTransformer" if has_modules else "")
+    if not kind or kind == "CrossEncoder":
+        config = AutoConfig.from_pretrained(transformer_folder(source))
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+            if config.num_labels != 1:
+                raise InputError(f"teacher {source!r} has {config.num_labels} labels; a ranking teacher has one")
+            return "CrossEncoder"
+    if kind in ("SentenceTransformer", "MultiVectorEncoder") and has_modules:
+        return str(kind)
+    raise InputError(
+        f"teacher {source!r} is neither a cross-encoder (a sequence classifier with one label) nor a "
+        "sentence-transformers model; name one of these"
+    )
+
+
+def _json_of(source: str, name: str) -> Any:
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return read_json(path) if path.is_file() else None
+    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else read_json(Path(found))
+
+
+def _load_cross_encoder(source: str, max_length: int, batch_size: int) -> PairTeacher:
+    folder = transformer_folder(source)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise InputError(f"teacher {source!r} has no trained {sorted(loading['missing_keys'])[0]}; name a trained one")
+    tokenizer = load_tokenizer(source)
+    limit = min(max_length, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
+    return CrossEncoderTeacher(model, tokenizer, limit, batch_size)
+
+
+def _load_embedding_model(kind: str, resolved: str, scale: float, max_length: int, batch_size: int) -> PairTeacher:
+    loader = MultiVectorEncoder if kind == "MultiVectorEncoder" else SentenceTransformer
+    model = loader(resolved, device="cpu", model_kwargs={"dtype": torch.float32})
+    limit = model.max_seq_length
+    model.max_seq_length = max_length if limit is None else min(limit, max_length)
+    normalises = kind == "SentenceTransformer" and any(isinstance(module, Normalize) for module in model)
+    return EmbeddingTeacher(model, scale if normalises else 1.0, batch_size)

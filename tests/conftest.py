@@ -1,0 +1,59 @@
+"""Tiny distributions on sys.path: enough metadata for importlib to see them, and the modules that they name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+METHOD = """
+    from __future__ import annotations
+    from attrs import frozen
+    from kdcore import hookimpl, option
+
+    @frozen(kw_only=True)
+    class Method:
+        \"\"\"A method of one line.\"\"\"
+
+        temperature: float = option(2.0, "softens both distributions", above=0)
+
+        @hookimpl
+        def recipe(self, run):
+            return f"recipe at {self.temperature}"
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``install(name, source, ...)`` makes a distribution ``kd-plugin-NAME`` 0.1.0, visible to child processes too."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entry for entry in sys.path if entry))
+    monkeypatch.delenv("KDCORE_PLUGINS", raising=False)
+
+    def write(
+        name: str,
+        source: str = METHOD,
+        *,
+        plugin: str | None = None,
+        keywords: str = "arXiv:2010.02666,domain:toy,knowledge distillation",
+    ) -> None:
+        module = f"kd_plugin_{name.replace('-', '_')}"
+        (site / f"{module}.py").write_text(dedent(source), encoding="utf-8")
+        info = site / f"{module}-0.1.0.dist-info"
+        info.mkdir()
+        metadata = f"Name: kd-plugin-{name}\nVersion: 0.1.0\nSummary: about {name}\nKeywords: {keywords}\n"
+        (info / "METADATA").write_text(f"Metadata-Version: 2.4\n{metadata}", encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[kdcore.plugins]\n{plugin or name} = {module}:Method\n")
+
+    yield write
+    for module in [name for name in sys.modules if name.startswith("kd_plugin_") and name not in before_tests]:
+        del sys.modules[module]
+
+
+before_tests = frozenset(sys.modules)
