@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import attrs
-import tomlkit
 from attrs import frozen
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
@@ -22,7 +21,7 @@ from kdcore.errors import InputError, PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo, load
 from kdcore.recipe import option
 from kdcore.sources import KeyPath, Sources
-from kdcore.structure import MismatchError, converter, show, words
+from kdcore.structure import MismatchError, converter, show, toml_key, toml_value, words
 
 __all__ = ["Configuration", "RunOptions", "config_hash", "configure", "read_run", "to_toml"]
 
@@ -236,14 +235,16 @@ def _explain(path: KeyPath, mistake: BaseException, keys: Sequence[str]) -> str:
 
 
 def _nearest(path: KeyPath, keys: Sequence[str]) -> str:
-    key = ".".join(path)
-    same_name = [known for known in keys if known.rpartition(".")[2] == path[-1]]
-    near = same_name[:1] or difflib.get_close_matches(key, keys, n=1)
+    """A valid key of the same name elsewhere, or of a similar name in the same table, or all keys of that table."""
+    name = path[-1]
+    siblings = {known.rpartition(".")[2]: known for known in keys if tuple(known.split(".")[:-1]) == path[:-1]}
+    same = [known for known in keys if known.rpartition(".")[2] == name]
+    near = same or [siblings[known] for known in difflib.get_close_matches(name, siblings)]
+    near = near or difflib.get_close_matches(".".join(path), keys, cutoff=0.8)
     if near:
         return f"; did you mean {near[0]!r}?"
-    table = key.rpartition(".")[0]
-    siblings = [known for known in keys if known.rpartition(".")[0] == table]
-    return f"; the keys {f'of [{table}] ' if table else ''}are {', '.join(siblings)}" if siblings else ""
+    table = f" of [{'.'.join(path[:-1])}]" if path[:-1] else ""
+    return f"; the keys{table} are {', '.join(siblings)}" if siblings else ""
 
 
 def _keys(defaults: Mapping[str, Any], owner: str) -> Iterator[KeyPath]:
@@ -276,16 +277,17 @@ def to_toml(configuration: Configuration, documented: bool = False) -> str:
             lines.append(f"# {info.name} {info.version}{paper}: {info.summary}")
         lines += ["# Use it with: kdcore run --config FILE", ""]
         lines.append("# the plugin that owns the recipe, then those that join it")
-    lines.append(f"plugins = {_toml(configuration.references)}")
+    lines.append(f"plugins = {toml_value(configuration.references)}")
     owner = next(iter(configuration.plugins))
     for name, instance in {**configuration.plugins, "run": configuration.run}.items():
+        if name != owner:
+            lines += ["", _header((name,))]
         _write(lines, () if name == owner else (name,), instance, documented)
     return "\n".join(lines) + "\n"
 
 
 def _write(lines: list[str], prefix: KeyPath, instance: Any, documented: bool) -> None:
-    if prefix:
-        lines += ["", f"[{'.'.join(_key(name) for name in prefix)}]"]
+    """Append the fields of one class: values first, then nested classes as tables below ``prefix``."""
     tables = []
     for field in attrs.fields(type(instance)):
         value = getattr(instance, field.name)
@@ -293,37 +295,26 @@ def _write(lines: list[str], prefix: KeyPath, instance: Any, documented: bool) -
             tables.append((field, value))
             continue
         if documented:
-            if lines[-1] and not lines[-1].startswith("["):
+            if not lines[-1].startswith("["):
                 lines.append("")
             lines += _comments(field)
-        lines.append(f"# {_key(field.name)} =" if value is None else f"{_key(field.name)} = {_toml(value)}")
+        lines.append(
+            f"# {toml_key(field.name)} =" if value is None else f"{toml_key(field.name)} = {toml_value(value)}"
+        )
     for field, value in tables:
-        if documented:
-            lines += ["", *_comments(field)[:1]]
-        _write(lines, (*prefix, field.name), value, documented)
+        path = (*prefix, field.name)
+        lines += ["", *(_comments(field)[:1] if documented else []), _header(path)]
+        _write(lines, path, value, documented)
+
+
+def _header(path: KeyPath) -> str:
+    return f"[{'.'.join(toml_key(name) for name in path)}]"
 
 
 def _comments(field: attrs.Attribute[Any]) -> list[str]:
     help, bounds = field.metadata.get("help", ""), field.metadata.get("bounds", "")
     limits = "; ".join(dict.fromkeys(part for part in (words(field.type), bounds) if part))
     return [f"# {' '.join(text.split())}" for text in (help, limits) if text]
-
-
-def _key(name: str) -> str:
-    text: str = tomlkit.key(name).as_string()
-    return text
-
-
-def _toml(value: Any) -> str:
-    if attrs.has(type(value)):
-        value = attrs.asdict(value, recurse=False)
-    if isinstance(value, Mapping):
-        items = [f"{_key(str(name))} = {_toml(inner)}" for name, inner in value.items() if inner is not None]
-        return f"{{{', '.join(items)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(inner) for inner in value)}]"
-    text: str = tomlkit.item(value).as_string()
-    return text
 
 
 def config_hash(configuration: Configuration) -> str:

@@ -75,25 +75,29 @@ def _declared() -> Iterator[PluginInfo]:
             if GROUP not in (distribution.read_text("entry_points.txt") or ""):
                 continue
             text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-            metadata = email.message_from_string(text)
-            name = metadata["Name"] or "unnamed distribution"
-            entry_points = [point for point in distribution.entry_points if point.group == GROUP]
-        except (OSError, ValueError):  # undecodable or malformed: no plugin of ours
+        except (OSError, ValueError):  # unreadable or undecodable: nobody's plugin
             continue
+        headers = {header: " ".join(value.split()) for header, value in email.message_from_string(text).items()}
+        name = headers.get("Name", "unnamed")
         if name in seen:  # the first on sys.path is the one that Python imports
             continue
         seen.add(name)
-        headers = {header: " ".join(text.split()) for header, text in metadata.items()}
-        keywords = headers.get("Keywords", "")
-        for point in entry_points:
+        broken = ""
+        try:
+            entry_points = [(point.name, point.value) for point in distribution.entry_points if point.group == GROUP]
+        except (ValueError, TypeError):
+            entry_points = [(name, "")]
+            broken = "its entry_points.txt is malformed: install it again"
+        for plugin, value in entry_points:
             yield PluginInfo(
-                name=point.name,
-                domain=_keyword("domain", keywords),
-                paper=_keyword("arXiv", keywords),
+                name=plugin,
+                domain=_keyword("domain", headers.get("Keywords", "")),
+                paper=_keyword("arXiv", headers.get("Keywords", "")),
                 version=headers.get("Version", ""),
                 distribution=name,
                 summary=headers.get("Summary", ""),
-                entry_point=point.value,
+                entry_point=value,
+                broken=broken,
             )
 
 

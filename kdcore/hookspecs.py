@@ -42,15 +42,17 @@ def recipe(run: Run) -> Recipe | None:
 
 
 @hookspec(firstresult=True)
-def evaluate(run: Run, stage: Stage, model: torch.nn.Module, subject: str, split: str) -> Sequence[Metric] | None:
+def evaluate(
+    run: Run, stage: Stage, model: torch.nn.Module | None, subject: str, split: str
+) -> Sequence[Metric] | None:
     """Measure one subject on one split.
 
     Asked on ``validation`` as the stage says, and on ``test`` once after the last stage, for the student, each
-    merged target and each teacher. The metrics of all plugins are concatenated.
+    merged target, each teacher and each yardstick. The metrics of all plugins are concatenated.
 
     :param stage: the stage that trained the subject, or that uses the teacher.
-    :param model: the subject's module, on the run's device, in eval mode.
-    :param subject: ``"student"``, a target's name or a teacher's name.
+    :param model: the subject's module, on the run's device, in eval mode; None for a yardstick.
+    :param subject: ``"student"``, a target's, a teacher's or a yardstick's name.
     :param split: ``"validation"`` or ``"test"``.
     """
 

@@ -177,7 +177,8 @@ class Teacher:
     """Where one teacher's outputs come from: exactly one of ``build``, ``rows`` and ``inplace``.
 
     :param build: ``build(run)`` returns a module; it is loaded at first use, frozen, in eval mode.
-    :param rows: ``rows(run)`` yields (example id, {output: array}): a score file. Never evaluated itself.
+    :param rows: ``rows(run, wanted)`` yields (example id, {output: array}) for the ids in ``wanted`` (others are
+        ignored): a score file, read in a stream. Never evaluated itself.
     :param inplace: the teacher is the student's own forward: `teacher_outputs` receives the trained ``models``.
     :param source: folder, file or hub name (several joined by a comma); hashed to fingerprint the teacher
         without loading it.
@@ -190,7 +191,7 @@ class Teacher:
     """
 
     build: Callable[[Run], torch.nn.Module] | None = None
-    rows: Callable[[Run], Iterable[tuple[str, Mapping[str, Any]]]] | None = None
+    rows: Callable[[Run, Sequence[str]], Iterable[tuple[str, Mapping[str, Any]]]] | None = None
     inplace: bool = False
     source: str = ""
     identity: str = ""
@@ -367,10 +368,12 @@ class Recipe:
 
     :param stages: in any order; ``needs`` makes a graph of them. The last stage's subject is the student.
     :param data: ``data(run)`` returns split name to a sequence of examples; ``train``, ``validation`` and ``test``
-        are reserved, anything else (``corpus``) is the plugin's.
+        are reserved, anything else (``corpus``) is the plugin's. Opened once for all seeds, which differ in weights
+        and order only, so that their test examples are the same.
     :param headline: name of the metric that decides.
     :param identity: the fields whose equality makes two examples one (duplicates, leakage).
     :param arms: declared arms.
+    :param yardsticks: subjects without a module that `evaluate` measures on test once for the whole run (``"bm25"``).
     """
 
     stages: Sequence[Stage]
@@ -378,3 +381,4 @@ class Recipe:
     headline: str
     identity: Sequence[str] = ()
     arms: Sequence[Arm] = ()
+    yardsticks: Sequence[str] = ()

@@ -15,7 +15,7 @@ import tomlkit
 from cattrs.errors import IterableValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 
-__all__ = ["MismatchError", "converter", "show", "words"]
+__all__ = ["MismatchError", "converter", "show", "toml_key", "toml_value", "words"]
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",
@@ -57,13 +57,32 @@ def words(kind: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it stands in TOML, shortened."""
+    """A value as it stands in TOML, shortened for a message."""
     try:
-        text = tomlkit.item(value).as_string().strip()
+        text = toml_value(value)
     except (ValueError, TypeError):
         text = repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def toml_key(name: str) -> str:
+    """A key as it stands in TOML, quoted where it must be."""
+    text: str = tomlkit.key(name).as_string()
+    return text
+
+
+def toml_value(value: Any) -> str:
+    """A value as it stands in TOML, on one line; tables are written inline, without what is None."""
+    if attrs.has(type(value)):
+        value = attrs.asdict(value, recurse=False)
+    if isinstance(value, Mapping):
+        items = [f"{toml_key(str(name))} = {toml_value(inner)}" for name, inner in value.items() if inner is not None]
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml_value(inner) for inner in value)}]"
+    text: str = tomlkit.item(value).as_string()
+    return text
 
 
 def _is_union(kind: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import NormalizedName, canonicalize_name
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def project(folder: Path) -> dict[str, Any]:
     return table
 
 
-def requirements(folder: Path) -> dict[NormalizedName, Requirement]:
+def requirements(folder: Path) -> dict[str, Requirement]:
     """What a distribution needs, with its development tools, by canonical name."""
     table = project(folder)
     lines = [*table["dependencies"], *table.get("optional-dependencies", {}).get("dev", [])]
@@ -91,7 +91,7 @@ def test_bundle_needs_every_paper_of_its_domain(folder: Path) -> None:
 @pytest.mark.parametrize("folder", DISTRIBUTIONS, ids=relative)
 def test_constraints_pin_a_version_that_is_allowed(folder: Path) -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pins = {
+    pins: dict[str, Version] = {
         canonicalize_name(name): Version(version)
         for name, version in (line.split("==") for line in lines if not line.startswith("#"))
     }

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -83,6 +82,7 @@ def test_a_damaged_distribution_does_not_hide_the_others(install: Install, tmp_p
         (tmp_path / "site" / f"{name}-1.dist-info").mkdir()
         (tmp_path / "site" / f"{name}-1.dist-info" / "entry_points.txt").write_bytes(content)
     assert named("fog").broken == ""
+    assert named("unnamed").broken == "its entry_points.txt is malformed: install it again"
 
 
 def test_a_name_claimed_twice_is_broken_for_both_and_never_picked(install: Install) -> None:
@@ -226,7 +226,7 @@ class Owner:
 @frozen
 class Joiner:
     layers: tuple[int, ...] = ()
-    unhashable: Any = option([], "")
+    unhashable: Any = option([], "")  # noqa: RUF009
 
     @hookimpl
     def evaluate(self, stage: Any, split: str) -> list[str]:

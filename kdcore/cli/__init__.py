@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import sys
 import traceback
 import warnings
@@ -33,6 +34,7 @@ COMMANDS = {
 
 FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 
+STDOUT = 1
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -99,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> int:
             _say(f"interrupted{_resume(error)}")
             return 130
         except BrokenPipeError as error:
-            return 0 if _stdout_is_gone() else _failed(error, debug)
+            return 1 if _stdout_is_gone() else _failed(error, debug)
         except (Exception, SystemExit) as error:
             return _failed(error, debug)
 
@@ -147,12 +149,12 @@ def _resume(error: BaseException) -> str:
 
 def _stdout_is_gone() -> bool:
     """Whether the reader of our output has left (``kdcore list | head -1``); then nothing more is written to it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
 
 
 def _say(text: str) -> None:

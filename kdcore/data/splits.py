@@ -23,11 +23,14 @@ class Splits(Mapping[str, Sequence[Example]]):
 
     ``train``, ``validation`` and ``test`` are what kdcore trains, monitors and reports on; other names
     (``corpus``) are the plugin's.
+
+    :ivar memo: a dictionary for what follows from the data alone, shared by all arms and seeds.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Example]]) -> None:
         self._splits = dict(splits)
         self._sealed: dict[str, str] = {}
+        self.memo: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Sequence[Example]:
         if name in self._sealed:

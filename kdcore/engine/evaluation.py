@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_subject(
-    plugins: Plugins, run: Run, stage: Stage, model: torch.nn.Module, subject: str, split: str
+    plugins: Plugins, run: Run, stage: Stage, model: torch.nn.Module | None, subject: str, split: str
 ) -> dict[str, Metric]:
     """Metric name to `Metric`, concatenated over all plugins.
 
@@ -26,7 +26,7 @@ def evaluate_subject(
     """
     sealed = ("test",) if split != "test" else ()
     metrics: dict[str, Metric] = {}
-    with evaluating(model), run.data.sealed(*sealed, when="while a validation split was evaluated"):
+    with evaluating(*[model] if model is not None else []), run.data.sealed(*sealed, when="while a validation split was evaluated"):
         for plugin in plugins.implementers("evaluate"):
             answer = plugins.ask(
                 plugin, "evaluate", run=run, stage=stage, model=model, subject=subject, split=split

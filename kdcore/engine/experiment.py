@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Experiment:
         for seed in self.plan.seeds:
             for arm in self.plan.arms:
                 self._arm(arm, seed)
-        self._teachers()
+        self._references()
         if self.accelerator.is_main_process:
             write_result(self.folder)
             write_cards(self.folder)
@@ -170,10 +170,10 @@ class Experiment:
         return Plugins(instances)
 
     def _data(self, run: Run, recipe: Recipe, arm: Arm) -> Splits:
-        """The arm's data, opened once for all arms and seeds that set nothing and see the same."""
-        key = f"{sorted(arm.set.items())!r} {run.seed}"
+        """The arm's data, opened once for all seeds and for all arms with the same settings."""
+        key = repr(sorted(arm.set.items()))
         if key not in self._splits:
-            seed_everything(derive(run.seed, "data"))
+            seed_everything(derive("data"))
             opened = recipe.data(run)
             splits = Splits(opened)
             found = inspect_splits(splits, recipe.identity)
@@ -269,34 +269,46 @@ class Experiment:
     def _has_test(self, run: Run) -> bool:
         return "test" in run.data and len(run.data["test"]) > 0
 
-    # Teachers
+    # Teachers and yardsticks
 
-    def _teachers(self) -> None:
-        """Measure each teacher that has a module, once for the whole run."""
-        arm, seed = self.plan.arms[0], self.plan.seeds[0]
-        run, plugins = self._run_of(arm, seed), self._plugins_of(arm)
+    def _references(self) -> None:
+        """Measure, once for the whole run, each teacher that has a module and each yardstick."""
+        arm = self.plan.arms[0]
+        run, plugins = self._run_of(arm, self.plan.seeds[0]), self._plugins_of(arm)
         recipe: Recipe = plugins.ask(self.owner, "recipe", run=run)
         run.data = self._data(run, recipe, arm)
-        for stage in ordered(recipe.stages):
+        if not self._has_test(run):
+            return
+        stages = ordered(recipe.stages)
+        for stage in stages:
             run.stage = stage
             teachers = StageTeachers(run, stage, plugins, self.folder / "store", refuse=False)
             for name, teacher in stage.teachers.items():
-                path = self.folder / "teachers" / name / "evaluation.json"
-                if teacher.build is None or not teacher.subject or path.exists() or not self._has_test(run):
-                    continue
-                self.progress.line(f"testing the teacher {name}")
-                model = teachers.module(name)
-                seed_everything(derive("teacher", name, "test"))
-                metrics = evaluate_subject(plugins, run, stage, model, name, "test")
-                weights = list(model.parameters())
-                row = {
-                    "subject": name,
-                    "split": "test",
-                    "metrics": metrics_to_json(metrics),
-                    "parameters": sum(p.numel() for p in weights),
-                    "bytes": sum(p.numel() * p.element_size() for p in weights),
-                    "path": None,
-                }
-                if self.accelerator.is_main_process:
-                    write_json(path, {"rows": [row]})
+                if teacher.build is not None and teacher.subject:
+                    self._reference("teachers", name, run, plugins, lambda name=name: teachers.module(name))
             teachers.release()
+        for name in recipe.yardsticks:
+            self._reference("yardsticks", name, run, plugins, lambda: None)
+
+    def _reference(
+        self, kind: str, name: str, run: Run, plugins: Plugins, load: Callable[[], torch.nn.Module | None]
+    ) -> None:
+        path = self.folder / kind / name / "evaluation.json"
+        if path.exists():
+            return
+        self.progress.line(f"testing {name}")
+        model = load()
+        assert run.stage is not None
+        seed_everything(derive(kind, name, "test"))
+        metrics = evaluate_subject(plugins, run, run.stage, model, name, "test")
+        weights = list(model.parameters()) if model is not None else []
+        row = {
+            "subject": name,
+            "split": "test",
+            "metrics": metrics_to_json(metrics),
+            "parameters": sum(p.numel() for p in weights) if model is not None else None,
+            "bytes": sum(p.numel() * p.element_size() for p in weights) if model is not None else None,
+            "path": None,
+        }
+        if self.accelerator.is_main_process:
+            write_json(path, {"rows": [row]})

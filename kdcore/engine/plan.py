@@ -81,6 +81,7 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
         "subject": last.subject,
         "usage": last.usage,
         "teachers": teachers,
+        "yardsticks": list(plan.recipe.yardsticks),
         "stages": [stage.name for stage in plan.stages],
         "data": {name: len(splits[name]) for name in splits},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

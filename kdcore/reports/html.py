@@ -45,11 +45,10 @@ FILES = {
 
 @frozen(eq=False)
 class Plot:
-    """One image with its caption; ``text`` says in words what it shows."""
+    """Images with one caption; each image is a URI and the words that say what it shows."""
 
-    uri: str
+    images: list[tuple[str, str]]
     caption: str
-    text: str
 
 
 def write_report(folder: Path) -> Path:
@@ -128,9 +127,8 @@ def _loss_plots(run: RunFolder, records: Records) -> list[Plot]:
             legend = _seeds_in_words(arms)
             found.append(
                 Plot(
-                    plots.grid(panels, _names(run)),
+                    _images(run, panels),
                     f"Training loss in stage “{stage}”{_terms_in_words(panels)}. {legend}",
-                    "; ".join(_ends(title, curves) for title, curves in panels.items()),
                 )
             )
     return found
@@ -155,10 +153,9 @@ def _validation_plots(run: RunFolder, records: Records) -> list[Plot]:
             titled = {f"{name} ({better.get(name, 'higher')} is better)": curves for name, curves in panels.items()}
             found.append(
                 Plot(
-                    plots.grid(titled, _names(run)),
+                    _images(run, titled),
                     f"Validation during stage “{stage}”. {_seeds_in_words(arms)} A diamond marks the check whose "
                     "weights were kept.",
-                    "; ".join(_ends(title, curves) for title, curves in panels.items()),
                 )
             )
     return found
@@ -181,8 +178,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _names(run: RunFolder) -> list[str]:
-    return [*run.arms, "shared"]
+def _images(run: RunFolder, panels: dict[str, list[plots.Curve]]) -> list[tuple[str, str]]:
+    present = {curve.label for curves in panels.values() for curve in curves}
+    arms = [arm for arm in [*run.arms, "shared"] if arm in present] if len(present) == 1 else [*run.arms, "shared"]
+    return [(plots.panel(title, curves, arms), _ends(title, curves)) for title, curves in panels.items()]
 
 
 def _best_step(folder: Path) -> int | None:
@@ -207,7 +206,10 @@ def _seeds_in_words(arms: dict[str, Any]) -> str:
 
 
 def _terms_in_words(panels: dict[str, Any]) -> str:
-    return " and each of its terms" if len(panels) > 1 else ""
+    if len(panels) == 1:
+        return ""
+    differ = len({tuple(curve.label for curve in curves) for curves in panels.values()}) > 1
+    return " and each of its terms" + ("; arms with other terms have other heights of loss" if differ else "")
 
 
 def _fair(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,7 +240,7 @@ def _forest(summary: Summary, entries: list[dict[str, Any]]) -> Plot | None:
     said = "; ".join(f"{label} {value:+.1f}%" for label, value, _, _ in rows)
     caption = "Differences with 95% intervals. A line that crosses 0 may be chance"
     caption += "; a cross has no interval." if any(row[2] is None for row in rows) else "."
-    return Plot(plots.forest(rows), caption, said)
+    return Plot([(plots.forest(rows), said)], caption)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["Curve", "forest", "grid"]
+__all__ = ["Curve", "forest", "panel"]
 
 # The colours of Okabe & Ito (2008), told apart by colour-blind readers, with a dash for each, on either background.
 COLOURS = ("#2a8fd0", "#e08a1e", "#12a07a", "#c777a8", "#d55e3a", "#8a7fd6")
@@ -54,22 +53,16 @@ class Curve:
     marks: Sequence[tuple[int, float]] = ()
 
 
-def grid(panels: dict[str, list[Curve]], arms: Sequence[str], columns: int = 2) -> str:
-    """Panels of curves by title, one colour and dash for each of ``arms`` throughout a report.
+def panel(title: str, curves: Sequence[Curve], arms: Sequence[str]) -> str:
+    """The curves of one loss term or metric, one colour and dash for each of ``arms`` throughout a report.
 
     Beyond 400 points a curve shows the means of as many bins of steps.
 
     :returns: a ``data:`` URI of an SVG image.
     """
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(4.9 * columns + 0.2, 2.9 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, (title, curves) in zip(axes, panels.items()):
-            _panel(axis, title, curves, arms)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
+        figure = Figure(figsize=(5.0, 2.9), layout="constrained")
+        _draw(figure.subplots(), title, curves, arms)
         return _uri(figure)
 
 
@@ -79,7 +72,7 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]]) -> str
     :returns: a ``data:`` URI of an SVG image.
     """
     with matplotlib.rc_context(_SETTINGS | {"axes.spines.left": False}):
-        figure = Figure(figsize=(7.6, 0.9 + 0.38 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(6.2, 0.9 + 0.38 * len(rows)), layout="constrained")
         axis = figure.subplots()
         axis.axvline(0, color=_INK, linewidth=1)
         for index, (_, difference, low, high) in enumerate(rows):
@@ -96,7 +89,7 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]]) -> str
         return _uri(figure)
 
 
-def _panel(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str]) -> None:
+def _draw(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str]) -> None:
     for curve in curves:
         index = arms.index(curve.label) if curve.label in arms else 0
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
@@ -116,7 +109,7 @@ def _panel(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str])
     axis.set_title(title)
     axis.set_xlabel("step")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(curves) > 1:
+    if len(arms) > 1:
         axis.legend(loc="best", fontsize=9)
 
 

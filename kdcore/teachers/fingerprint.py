@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import sys
-from array import array
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ Key = bytes
 def row_key(item: Mapping[str, Any]) -> Key:
     """Return the 16 bytes by which the row of an item is found: BLAKE2b over its fields, ordered by name.
 
-    Arrays and tensors count with dtype, shape and values. A list counts as the array that it makes where it is
-    rectangular and its numbers are all of one type (ints int64, floats float64; the empty list is int64), and a
-    number as an array without axes. Strings, bytes, None, mappings and any other lists count as such.
+    Arrays and tensors count with dtype, shape and values. A rectangular list of numbers of one type counts as the array
+    that it makes (ints int64, also the empty list; floats float64), and a number as an array without axes. Strings,
+    bytes, None, mappings and all other lists count as such.
 
     :param item: what ``Data.item`` returned.
     :raises InputError: a field holds something else.
@@ -34,31 +35,27 @@ def row_key(item: Mapping[str, Any]) -> Key:
 
 
 def _describe_mapping(item: Mapping[str, Any], parts: list[Any], where: str) -> None:
-    try:
-        names = sorted(item)
-        parts.append(b"m%d;" % len(names))
-        for name in names:
-            encoded = name.encode("utf-8", "surrogatepass")
-            parts += (b"%d:" % len(encoded), encoded)
-            _describe(item[name], parts, name)
-    except (TypeError, AttributeError):
-        raise InputError(f"item field {where or 'names'!r}: the names of fields must be strings") from None
+    if not all(isinstance(name, str) for name in item):
+        raise InputError(f"item{where and f' field {where!r}'}: names of fields must be strings, not {list(item)}")
+    parts.append(b"m%d;" % len(item))
+    for name in sorted(item):
+        encoded = name.encode("utf-8", "surrogatepass")
+        parts += (b"%d:" % len(encoded), encoded)
+        _describe(item[name], parts, name)
 
 
 def _describe(value: Any, parts: list[Any], where: str) -> None:
     """Append a prefix-free description, so that different values never have equal descriptions."""
     kind = type(value)
     if kind is list or kind is tuple:
-        if value and type(value[0]) is int and set(map(type, value)) == _INTS:
+        if value and type(value[0]) is int:
             try:
-                numbers = array("q", value)
-            except OverflowError:
+                packed = _packer(len(value)).pack(*value)
+            except struct.error:
                 _describe_elements(value, parts, where)
             else:
-                parts += (b"a<i8(%d,);" % len(value), numbers)
-            return
-        rectangular = _as_array(value)
-        if rectangular is None:
+                parts += (b"a<i8(%d,);" % len(value), packed)
+        elif (rectangular := _as_array(value)) is None:
             _describe_elements(value, parts, where)
         else:
             _describe_array(rectangular, parts, where)
@@ -75,14 +72,13 @@ def _describe(value: Any, parts: list[Any], where: str) -> None:
         parts.append(b"n;")
     elif isinstance(value, Mapping):
         _describe_mapping(value, parts, where)
-    elif isinstance(value, torch_tensor := _tensor_type()):
-        tensor = value.detach().cpu().contiguous()
-        if tensor.dtype is sys.modules["torch"].bfloat16:
+    elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        if tensor.dtype is torch.bfloat16:
             parts.append(b"bfloat16;")
-            tensor = tensor.view(sys.modules["torch"].int16)
+            tensor = tensor.contiguous().view(torch.int16)
         _describe_array(tensor.numpy(), parts, where)
     else:
-        del torch_tensor
         raise InputError(
             f"item field {where!r}: a {kind.__name__} cannot be hashed; "
             "use arrays, tensors, lists, numbers, strings, bytes or None"
@@ -111,11 +107,10 @@ def _as_array(value: Sequence[Any]) -> np.ndarray | None:
         return np.empty(0, np.int64)
     kinds = set(map(type, value))
     if kinds <= _LISTS:
-        rows = [_as_array(row) if type(row) is not np.ndarray else row for row in value]
-        first = rows[0]
-        if any(row is None or row.dtype != first.dtype or row.shape != first.shape for row in rows):
-            return None
-        return np.stack([row for row in rows if row is not None])
+        rows = [row if isinstance(row, np.ndarray) else _as_array(row) for row in value]
+        arrays = [row for row in rows if row is not None]
+        alike = len({(row.dtype, row.shape) for row in arrays}) == 1
+        return np.stack(arrays) if alike and len(arrays) == len(rows) else None
     kind = kinds.pop()
     if kinds or not (kind in _NUMBERS or issubclass(kind, np.number | np.bool_)):
         return None
@@ -125,12 +120,11 @@ def _as_array(value: Sequence[Any]) -> np.ndarray | None:
         return None
 
 
-def _tensor_type() -> Any:
-    torch = sys.modules.get("torch")
-    return torch.Tensor if torch is not None else ()
+@lru_cache(4096)
+def _packer(length: int) -> struct.Struct:
+    return struct.Struct(f"<{length}q")
 
 
-_INTS = {int}
 _NUMBERS = {int, float, bool}
 _LISTS = {list, tuple, np.ndarray}
 

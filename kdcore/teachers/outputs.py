@@ -134,13 +134,13 @@ class StageTeachers:
         self, name: str, teacher: Teacher, store: Store, wanted: Sequence[Example], progress: Progress
     ) -> None:
         assert teacher.rows is not None
-        missing = {example.id for example in wanted}
+        missing = dict.fromkeys(example.id for example in wanted)
         pending: list[tuple[bytes, Mapping[str, Any]]] = []
         with progress.bar(f"teacher {name}", len(missing)) as bar:
-            for identifier, row in _chained(teacher.rows(self.run), name):
+            for identifier, row in _blamed(teacher.rows(self.run, list(missing)), name):
                 if identifier not in missing:
                     continue
-                missing.discard(identifier)
+                del missing[identifier]
                 pending.append((row_key({"id": identifier}), row))
                 bar.advance(1)
                 if len(pending) == 1024:
@@ -228,7 +228,7 @@ def _first_of_each(keys: Sequence[bytes], positions: Iterable[int]) -> list[int]
     return [i for i in positions if not (keys[i] in seen or seen.add(keys[i]))]  # type: ignore[func-returns-value]
 
 
-def _chained(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _blamed(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     try:
         yield from rows
     except Exception as error:

@@ -17,8 +17,8 @@ from kdcore.teachers.sealed import sync_folder
 
 
 def record_dtype(layout: Layout) -> np.dtype:
-    """One row's record, little-endian: its key, where its data lies, the data's CRC-32, how many rows of the same append
-    follow, and the CRC-32 of all that."""
+    """One row's record: its key, where its data lies, the lengths of its ragged outputs, the data's CRC-32, how many
+    rows of the same append follow, and the CRC-32 of all that; little-endian."""
     return np.dtype(
         [
             ("key", "S16"),
@@ -136,7 +136,8 @@ class Part:
         count = len(raw) // size
         view = memoryview(raw)
         actual = [crc32(view[start : start + size - 4]) for start in range(0, count * size, size)]
-        return np.asarray(actual, np.uint32) == np.frombuffer(raw, self.dtype, count)["check"]
+        good: np.ndarray = np.asarray(actual, np.uint32) == np.frombuffer(raw, self.dtype, count)["check"]
+        return good
 
     def _data_size(self) -> int:
         return self.data.stat().st_size if self.data.exists() else 0

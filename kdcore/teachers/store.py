@@ -24,7 +24,6 @@ byte, or a full disk, leaves every row whose `Store.append` had returned. One `S
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ from kdcore.recipe import Row
 from kdcore.teachers.fingerprint import KEY_BYTES, Key, fingerprint_path, row_key
 from kdcore.teachers.layout import Column, Layout, as_tensors, collate
 from kdcore.teachers.part import Part, Writer, record_dtype
-from kdcore.teachers.sealed import read_sealed, write_sealed
+from kdcore.teachers.sealed import read_sealed, sync_folder, write_sealed
 from kdcore.teachers.table import Table
 
 if TYPE_CHECKING:
@@ -95,16 +94,17 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             if not header.exists():
                 write_sealed(header, {**asked, "kdcore": _kdcore_version()})
+                sync_folder(folder.parent)
+            found = read_sealed(header) or {}
+            for field, value in asked.items():
+                if found.get(field) != value:
+                    raise InputError(
+                        f"{header}: {field} is {found.get(field)!r}, but {value!r} is asked for; "
+                        "delete the folder and its rows are computed again, or choose another place for stores"
+                    )
+            return cls(folder, schema, writer)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another place for stores") from error
-        found = read_sealed(header) or {}
-        for field, value in asked.items():
-            if found.get(field) != value:
-                raise InputError(
-                    f"{header}: {field} is {found.get(field)!r}, but {value!r} is asked for; "
-                    "delete the folder and its rows are computed again, or choose another place for stores"
-                )
-        return cls(folder, schema, writer)
+            raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another place for stores") from error
 
     @property
     def rows(self) -> int:
@@ -129,7 +129,8 @@ class Store:
             return
         for index in indexes:
             self._parts.setdefault(index, Part(index, layout))
-        if any([self._parts[index].scan() for index in indexes]):
+        grown = [self._parts[index].scan() for index in indexes]
+        if any(grown):
             self._table.rebuild([self._parts[index] for index in indexes])
 
     def missing(self, keys: Sequence[Key]) -> list[int]:
@@ -152,10 +153,11 @@ class Store:
             if not new:
                 return
             layout = self._layout or self._learn_layout(rows[new[0]])
-            encoded = [layout.encode(rows[position]) for position in new]
             if self._writer is None:
                 self._writer = self._acquire(layout)
                 self.refresh()
+                new = self._new(keys)
+            encoded = [layout.encode(rows[position]) for position in new]
             new_keys = [keys[position] for position in new]
             records = self._writer.append(new_keys, [data for data, _ in encoded], [lengths for _, lengths in encoded])
         except OSError as error:
@@ -200,23 +202,23 @@ class Store:
 
         Run it while nobody appends: a write in progress looks like an interrupted one.
         """
-        problems = []
-        shapes = None
+        problems, documents = [], {}
         for name in ("header.json", "shapes.json"):
             try:
-                shapes = read_sealed(self.folder / name)
-                if shapes is None and (name == "header.json" or self.rows):
-                    problems.append(f"{self.folder / name}: missing")
+                documents[name] = read_sealed(self.folder / name)
             except InputError as error:
                 problems.append(str(error))
-        if shapes is None:
-            return problems
-        layout = Layout(self.schema, shapes["shapes"])
-        stems = {
-            path.with_suffix(".index") for path in self.folder.glob("rows-*") if path.suffix in (".index", ".data")
-        }
-        for index in sorted(stems):
-            problems += Part(index, layout).verify()
+        parts = {path.with_suffix(".index") for path in self.folder.glob("rows-*.*")}
+        problems += [
+            f"{self.folder / name}: missing"
+            for name, content in documents.items()
+            if content is None and (name == "header.json" or parts)
+        ]
+        shapes = documents.get("shapes.json")
+        if shapes is not None:
+            layout = Layout(self.schema, shapes["shapes"])
+            for index in sorted(parts):
+                problems += Part(index, layout).verify()
         return problems
 
     def close(self) -> None:
@@ -258,13 +260,12 @@ class Store:
         return layout
 
     def _acquire(self, layout: Layout) -> Writer:
-        for generation in itertools.count():
-            index = self.folder / f"rows-{self._number:05d}-{generation:03d}.index"
-            writer = Writer.acquire(index, layout)
-            if writer is not None:
-                self._own = index
+        generation = 0
+        while True:
+            self._own = self.folder / f"rows-{self._number:05d}-{generation:03d}.index"
+            if (writer := Writer.acquire(self._own, layout)) is not None:
                 return writer
-        raise AssertionError
+            generation += 1
 
     def _release(self) -> None:
         if self._writer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from kdcore.errors import InputError
 from kdcore.recipe import Metric
@@ -46,7 +47,7 @@ def measure(
     qrels = {query: {passage: max(0, grade) for passage, grade in grades.items()} for query, grades in relevant.items()}
     ranked = {query: _ranks(query, run[query]) for query in qrels if run.get(query)}
 
-    samples: dict[object, dict[str, float]] = {measure: dict.fromkeys(qrels, 0.0) for measure in parsed}
+    samples: dict[Any, dict[str, float]] = {measure: dict.fromkeys(qrels, 0.0) for measure in parsed}
     for found in ir_measures.iter_calc(parsed, qrels, ranked) if ranked else ():
         samples[found.measure][found.query_id] = float(found.value)
     return [
@@ -74,19 +75,22 @@ def _ranks(query: str, scores: Mapping[str, float]) -> dict[str, float]:
     return {passage: float(place) for place, passage in enumerate(ordered, start=1)}
 
 
-def _parse(name: str, relevant_from: int) -> object:
+def _parse(name: str, relevant_from: int) -> Any:
     import ir_measures
 
     try:
         measure = ir_measures.parse_measure(name)
     except (NameError, ValueError):
         measure = None
-    if measure is None or measure.NAME not in REPORT_NAMES:
-        raise InputError(f"measure {name!r} is unknown; use one of {', '.join(REPORT_NAMES)}, with a cutoff as in RR@10")
+    known = measure is not None and measure.NAME in REPORT_NAMES
+    if not known or (measure.NAME in ("R", "P", "Success") and "cutoff" not in measure.params):
+        raise InputError(
+            f"measure {name!r} is unknown; use one of {', '.join(REPORT_NAMES)}, with a cutoff as in R@100"
+        )
     return measure if measure.NAME == "nDCG" else measure(rel=relevant_from)
 
 
-def _report_name(measure: object) -> str:
-    name = REPORT_NAMES[measure.NAME]  # type: ignore[attr-defined]
-    cutoff = measure.params.get("cutoff")  # type: ignore[attr-defined]
+def _report_name(measure: Any) -> str:
+    name = REPORT_NAMES[measure.NAME]
+    cutoff = measure.params.get("cutoff")
     return name if cutoff is None else f"{name}@{cutoff}"

@@ -47,9 +47,9 @@ def read_scores(path: Path) -> Iterator[ScoreRow]:
     problems = Problems(path)
     for line, columns in read_triples(path, 2, problems):
         problems.check()
-        scores = [_score(problems, line, column) for column in columns[:2]]
+        positive, negative = (_score(problems, line, column) for column in columns[:2])
         problems.check()
-        yield ScoreRow(line.number, *scores, (columns[2], columns[3], columns[4]))
+        yield ScoreRow(line.number, positive, negative, (columns[2], columns[3], columns[4]))
     problems.check()
 
 

@@ -145,7 +145,7 @@ class EmbeddingTeacher(PairTeacher):
             device = next(self.parameters()).device
             with torch.autocast(device.type, enabled=False):
                 encoded = encode(missing, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=False)
-            found |= {text: vector.float().cpu() for text, vector in zip(missing, encoded)}
+            found |= {text: vector.float().cpu().clone() for text, vector in zip(missing, encoded)}
         for text in distinct:
             self._keep((role, text), found[text])
         return found

@@ -146,9 +146,7 @@ def index_triples(path: Path, splits: Mapping[str, Sequence[Example]], *, leadin
     return FileExamples(path, distinct, partial(_parse, leading, resolve))
 
 
-def _unknown(
-    query: str, documents: Sequence[str], queries: Mapping[str, str], rows: Mapping[str, int]
-) -> str:
+def _unknown(query: str, documents: Sequence[str], queries: Mapping[str, str], rows: Mapping[str, int]) -> str:
     if query not in queries:
         return f"unknown query id {quoted(query)}: add it to the queries or remove the row"
     missing = next((document for document in documents if document not in rows), None)

@@ -13,10 +13,8 @@ from kd_plugin_margin_mse.students import (
     Represented,
     build_student,
     load_student,
-    load_tokenizer,
     tokenize,
 )
-from kd_plugin_margin_mse.students.encoder import evenly_spaced, load_encoder
 from transformers import AutoConfig, AutoTokenizer
 
 from kdcore.errors import InputError
@@ -96,7 +94,8 @@ def test_one_query_is_reranked_against_many_passages(architecture: str, tiny_ber
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
     order = [2, 0]
     torch.testing.assert_close(
-        student.score(student.represent_queries(query_ids[[1, 1]], query_mask[[1, 1]]), passages[order]), expected[order]
+        student.score(student.represent_queries(query_ids[[1, 1]], query_mask[[1, 1]]), passages[order]),
+        expected[order],
     )
 
 
@@ -120,7 +119,6 @@ def test_gradients_are_finite_with_columns_of_padding(
     student(*wider).square().sum().backward()
     gradients = {name: p.grad for name, p in student.named_parameters() if "pooler" not in name}
     missing = [name for name, gradient in gradients.items() if gradient is None]
-    # the position of [CLS] aside, PreTT's joint part is over once [CLS] is read; every parameter still learns
     assert not missing
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values() if gradient is not None)
     assert sum(float(gradient.abs().sum()) > 0 for gradient in gradients.values() if gradient is not None) > 5

@@ -60,7 +60,7 @@ class TK(RankingStudent):
         self.special_ids = sorted(special_ids)
         self.feedforward = feedforward
         self.heads = nearest_divisor(dim, heads)
-        self.vectors = nn.Embedding(*vectors.shape, _weight=vectors.float())
+        self.vectors = nn.Embedding(len(vectors), dim, _weight=vectors.float())
         layer = nn.TransformerEncoderLayer(dim, self.heads, feedforward, dropout=0.0, batch_first=True)
         self.context = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         for matrix in self.context.parameters():  # TransformerEncoder starts all layers as copies of one

