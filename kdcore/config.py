@@ -21,7 +21,7 @@ from kdcore.errors import InputError, PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo, load
 from kdcore.recipe import option
 from kdcore.sources import KeyPath, Sources
-from kdcore.structure import MismatchError, converter, show, toml_key, toml_value, words
+from kdcore.structure import UNSET, MismatchError, converter, show, toml_key, toml_value, words
 
 __all__ = ["Configuration", "RunOptions", "config_hash", "configure", "read_run", "to_toml"]
 
@@ -286,7 +286,7 @@ def to_toml(configuration: Configuration, documented: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(lines: list[str], prefix: KeyPath, instance: Any, documented: bool) -> None:
+def _write(lines: list[str], prefix: KeyPath, instance: Any, documented: bool, nested: bool = False) -> None:
     """Append the fields of one class: values first, then nested classes as tables below ``prefix``."""
     tables = []
     for field in attrs.fields(type(instance)):
@@ -298,13 +298,13 @@ def _write(lines: list[str], prefix: KeyPath, instance: Any, documented: bool) -
             if not lines[-1].startswith("["):
                 lines.append("")
             lines += _comments(field)
-        lines.append(
-            f"# {toml_key(field.name)} =" if value is None else f"{toml_key(field.name)} = {toml_value(value)}"
-        )
+        is_default = value is None and field.default is None and not nested  # nested: the parent's default may differ
+        comment = "# " if is_default else ""
+        lines.append(f"{comment}{toml_key(field.name)} = {toml_value(UNSET if value is None else value)}")
     for field, value in tables:
         path = (*prefix, field.name)
         lines += ["", *(_comments(field)[:1] if documented else []), _header(path)]
-        _write(lines, path, value, documented)
+        _write(lines, path, value, documented, nested=True)
 
 
 def _header(path: KeyPath) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kdcore.errors import InputError
 
@@ -80,7 +80,10 @@ class JsonLines:
         """Where the next line will begin, in bytes."""
         return self._file.tell()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
 

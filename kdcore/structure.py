@@ -15,14 +15,16 @@ import tomlkit
 from cattrs.errors import IterableValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 
-__all__ = ["MismatchError", "converter", "show", "toml_key", "toml_value", "words"]
+__all__ = ["UNSET", "MismatchError", "converter", "show", "toml_key", "toml_value", "words"]
+
+UNSET = "unset"  # how TOML, which has no null, says None
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
     str: "a string",
-    type(None): "unset",
+    type(None): f'"{UNSET}"',
 }
 _PLURALS: dict[Any, str] = {bool: "booleans", int: "integers", float: "numbers", str: "strings"}
 
@@ -46,7 +48,7 @@ def words(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if _is_union(kind):
-        return " or ".join(words(member) for member in arguments if member is not type(None))
+        return " or ".join(words(member) for member in arguments)
     if origin is tuple and not _is_uniform(kind):
         return f"a list of {len(arguments)}: {', '.join(words(member) for member in arguments)}"
     if origin in (tuple, list):
@@ -126,16 +128,23 @@ def _literal(value: Any, kind: Any) -> Any:
 
 def _union(value: Any, kind: Any) -> Any:
     members = [member for member in get_args(kind) if member is not type(None)]
-    if value is None and len(members) < len(get_args(kind)):
+    if len(members) < len(get_args(kind)) and (value is None or value == UNSET):
         return None
     if len(members) == 1:
-        return converter.structure(value, members[0])
+        return _optional(value, members[0], kind)
     for member in sorted(members, key=lambda member: type(value) is not member):  # 3 is an int before a float
         try:
             return converter.structure(value, member)
         except Exception:
             continue
     raise MismatchError(value, kind)
+
+
+def _optional(value: Any, member: Any, kind: Any) -> Any:
+    try:
+        return converter.structure(value, member)
+    except MismatchError as error:
+        raise MismatchError(error.value, kind) from None
 
 
 def _items(items: Iterable[tuple[Any, Any, Any]], kind: Any) -> list[Any]:

@@ -1,14 +1,53 @@
-"""Tiny distributions on sys.path: enough metadata for importlib to see them, and the modules that they name."""
+"""Runs of the small method in ``tests/methods``, in this process and in others; tiny installed distributions."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+METHODS = Path(__file__).parent / "methods"
+SOFT_LABELS = METHODS / "soft_labels.py"
+
+
+@pytest.fixture
+def execute(tmp_path: Path) -> Callable[..., Path]:
+    """``execute("a=1", plugins=(...), out="name", compare=True)`` runs soft_labels and returns the run folder."""
+    from kdcore.config import configure
+    from kdcore.engine.experiment import execute as run
+    from kdcore.plugins import load
+
+    def call(*settings: str, plugins: tuple[Path, ...] = (SOFT_LABELS,), out: str = "run", **options: object) -> Path:
+        loaded = [load(str(path)) for path in plugins]
+        given = {"device": "cpu", "threads": 1, "trackers": (), **options, "out": str(tmp_path / out)}
+        return run(configure(loaded, None, settings, given))
+
+    return call
+
+
+@pytest.fixture
+def kdcore(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``kdcore("run", ...)`` runs the command line in a process of its own, in a folder of its own."""
+
+    def call(
+        *arguments: str, environment: dict[str, str] | None = None, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kdcore", *arguments],
+            cwd=cwd,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return call
+
 
 METHOD = """
     from __future__ import annotations

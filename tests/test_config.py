@@ -18,6 +18,7 @@ from kdcore.plugins import LoadedPlugin, PluginInfo
 class Student:
     model: str = option("bert-tiny", "folder or hub name")
     layers: int = option(2, "how many", between=(1, 12))
+    width: int | None = option(None, "how wide")
 
 
 @frozen(kw_only=True)
@@ -38,7 +39,8 @@ class Method:
     rate: float | str = option("auto", "a number or auto")
     shares: Mapping[str, float] = option({"a.b": 1.0}, "share of each")
     sources: tuple[Source, ...] = option((), "where from")
-    student: Student = option(Student(layers=4), "the student")  # noqa: RUF009
+    student: Student = option(Student(layers=4, width=8), "the student")  # noqa: RUF009
+    depth: int | None = option(3, "how deep; unset decides by itself")
     critic: Student | None = option(None, "the critic")  # noqa: RUF009
 
     @hookimpl
@@ -97,7 +99,9 @@ def test_file_then_overrides_then_flags(tmp_path: Path) -> None:
 
 
 def test_values_of_set_are_toml_and_the_rest_is_text() -> None:
-    assert method("student.model=prajjwal1/bert-mini").student == Student(model="prajjwal1/bert-mini", layers=4)
+    assert method("student.model=prajjwal1/bert-mini").student == Student(
+        model="prajjwal1/bert-mini", layers=4, width=8
+    )
     assert method("labels=['a', 'b']").labels == ("a", "b")
     assert method('student.model="7"').student.model == "7"
     assert method("student.model=").student.model == ""
@@ -105,15 +109,24 @@ def test_values_of_set_are_toml_and_the_rest_is_text() -> None:
     assert method("rate=0.1").rate == 0.1
     assert method("limit=3").limit == 3
     assert method("shares.'x.y'=3").shares == {"x.y": 3.0}
+    assert (
+        method("depth=unset").depth,
+        method("depth='unset'").depth,
+        method("student.width=unset").student.width,
+    ) == (
+        None,
+        None,
+        None,
+    )
     assert method("critic.layers=3").critic == Student(layers=3)
     assert method("sources=[{path='a'}]").sources == (Source(path="a"),)
-    assert method("student={layers=3}", "student.model=x").student == Student(model="x", layers=3)
+    assert method("student={layers=3}", "student.model=x").student == Student(model="x", layers=3, width=8)
 
 
 def test_a_partial_table_keeps_the_default_instance(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("[student]\nmodel = 'other'\n")
-    assert configured(file=file).plugins["method"].student == Student(model="other", layers=4)
+    assert configured(file=file).plugins["method"].student == Student(model="other", layers=4, width=8)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +145,7 @@ def test_a_partial_table_keeps_the_default_instance(tmp_path: Path) -> None:
         ("window = [1]", "FILE: window = [1] must be a list of 2: an integer, a number"),
         ("window = [1.5, 1]", "FILE: window.0 = 1.5 must be an integer"),
         ('loss = "mae"', 'FILE: loss = "mae" must be one of kl, mse'),
-        ('limit = "x"', 'FILE: limit = "x" must be an integer'),
+        ('limit = "x"', 'FILE: limit = "x" must be an integer or "unset"'),
         ("limit = 0", "FILE: limit = 0 must be at least 1"),
         ("rate = true", "FILE: rate = true must be a number or a string"),
         ("shares = 1", "FILE: shares = 1 must be a table"),
@@ -235,6 +248,7 @@ def test_colliding_names_are_refused() -> None:
         ("student.model=\"quote \\\" backslash \\\\ newline \\n tab \\t é ☃ # ''' \\u0000\"", "critic={model='x'}"),
         ("sources=[{path='a', weight=2}, {path='b'}]", "shares={'x y' = 1, 'a.b' = 2, plain = 3}"),
         ("run.data=some/folder", "run.out=~/x"),
+        ("depth=unset", "limit=unset", "student.width=unset", "critic.model=x"),
     ],
 )
 def test_toml_round_trip(tmp_path: Path, overrides: tuple[str, ...], documented: bool) -> None:
@@ -250,7 +264,7 @@ def test_documented_toml_tells_help_bounds_and_choices() -> None:
     text = to_toml(configured(), documented=True)
     assert text.startswith("# method 0.1.0 (arXiv:1.2): A summary.\n")
     assert "\n# softens both distributions\n# a number; above 0\ntemperature = 2.0\n" in text
-    assert "\n# at most so many\n# an integer; at least 1\n# limit =\n" in text
+    assert '\n# at most so many\n# an integer or "unset"; at least 1\n# limit = "unset"\n' in text
     assert '\n# where to train\n# one of auto, cpu, cuda, mps\ndevice = "auto"\n' in text
     assert "\n# the student\n[student]\n# folder or hub name\n" in text
     for cls in (Method, Student, Joiner, RunOptions):

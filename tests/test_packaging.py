@@ -38,11 +38,18 @@ def requirements(folder: Path) -> dict[str, Requirement]:
     return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
 
 
+def pins() -> dict[str, Version]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
 def is_lower_bound(requirement: Requirement) -> bool:
     return any(specifier.operator in (">=", "~=") for specifier in requirement.specifier)
 
 
 OWN = {project(folder)["name"]: project(folder)["version"] for folder in DISTRIBUTIONS}
+PINS = pins()
 
 
 def test_every_domain_has_papers_and_a_bundle() -> None:
@@ -90,15 +97,15 @@ def test_bundle_needs_every_paper_of_its_domain(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", DISTRIBUTIONS, ids=relative)
 def test_constraints_pin_a_version_that_is_allowed(folder: Path) -> None:
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pins: dict[str, Version] = {
-        canonicalize_name(name): Version(version)
-        for name, version in (line.split("==") for line in lines if not line.startswith("#"))
-    }
     for name, requirement in requirements(folder).items():
         if name not in OWN:
-            assert name in pins, f"constraints.txt does not pin {name}"
-            assert requirement.specifier.contains(pins[name]), f"{requirement} against {pins[name]}"
+            assert name in PINS, f"constraints.txt does not pin {name}"
+            assert requirement.specifier.contains(PINS[name]), f"{requirement} against {PINS[name]}"
+
+
+def test_constraints_pin_a_tox_that_is_new_enough() -> None:
+    (oldest,) = re.findall(r"^min_version = (.+)$", (ROOT / "tox.ini").read_text("utf-8"), re.MULTILINE)
+    assert PINS["tox"] >= Version(oldest)
 
 
 def test_development_installs_every_distribution() -> None:

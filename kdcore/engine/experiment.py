@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
@@ -36,6 +37,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     """
     folder = resume or new_folder(configuration)
     folder.mkdir(parents=True, exist_ok=True)
+    transformers.utils.logging.disable_progress_bar()
     try:
         with locked(folder), event_log(folder):
             Experiment(configuration, folder).run()

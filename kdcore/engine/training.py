@@ -100,10 +100,9 @@ class Training:
             self.run.log(f"{self.stage.name}: resumed at step {restored.step}")
         elif self.job.control_follows:
             self._trace_control()
-        self.metrics = JsonLines(self.job.folder / "metrics.jsonl", self.state.metrics_offset)
-        while self.state.round < self.rounds.count and not self.state.stopped and not self._at_limit():
-            self._round()
-        self.metrics.close()
+        with JsonLines(self.job.folder / "metrics.jsonl", self.state.metrics_offset) as self.metrics:
+            while self.state.round < self.rounds.count and not self.state.stopped and not self._at_limit():
+                self._round()
         return self._finish()
 
     def _at_limit(self) -> bool:

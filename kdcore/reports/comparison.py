@@ -74,7 +74,8 @@ def bootstrap_interval(
 
     Seeds and examples are crossed (every seed is tested on the same examples), so each draw takes a set of seeds
     and a set of examples and averages over all their pairs (the pigeonhole bootstrap, Owen 2007,
-    arXiv:0712.1111). With one seed it is the ordinary bootstrap over examples.
+    arXiv:0712.1111), which is conservative: it counts noise that is both the seed's and the example's more than once.
+    With one seed it is the ordinary bootstrap over examples.
 
     :param differences: ``(seeds, examples)``, arm minus control.
     """

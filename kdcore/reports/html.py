@@ -121,7 +121,7 @@ def _loss_plots(run: RunFolder, records: Records) -> list[Plot]:
             _add(panels, "loss", arm, [[(r["step"], r.get("loss")) for r in rows] for rows in train])
             for term in terms:
                 _add(panels, term, arm, [[(r["step"], r.get("terms", {}).get(term)) for r in rows] for rows in train])
-        if len(panels) == 2 and len(panels["loss"]) == 1:
+        if len(panels) == 2 and "loss" in panels:
             panels.popitem()
         if panels:
             legend = _seeds_in_words(arms)

@@ -133,7 +133,9 @@ def _mean(
 
 def _uri(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
     text = buffer.getvalue().replace(_INK, "currentColor")
     head, tag, rest = text.partition("<defs>")
     svg = head + _STYLE + tag + rest

@@ -250,7 +250,9 @@ def number(value: float | None, *, sign: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     plus = "+" if sign else ""
-    if value == 0 or 0.001 <= abs(value) < 10:
+    if value == 0:
+        return "0.000"
+    if 0.001 <= abs(value) < 10:
         return f"{value:{plus}.3f}"
     if abs(value) < 0.001:
         return f"{value:{plus}.2g}"

@@ -23,8 +23,8 @@ def row_key(item: Mapping[str, Any]) -> Key:
     """Return the 16 bytes by which the row of an item is found: BLAKE2b over its fields, ordered by name.
 
     Arrays and tensors count with dtype, shape and values. A rectangular list of numbers of one type counts as the array
-    that it makes (ints int64, also the empty list; floats float64), and a number as an array without axes. Strings,
-    bytes, None, mappings and all other lists count as such.
+    that it makes (ints int64, also the empty list and bools after an int; floats float64), and a number as an array
+    without axes. Strings, bytes, None, mappings and all other lists count as such.
 
     :param item: what ``Data.item`` returned.
     :raises InputError: a field holds something else.
@@ -141,8 +141,9 @@ def fingerprint_path(source: str) -> str:
     """
     digest = hashlib.sha256()
     for one in [source] if Path(source).exists() else source.split(","):
-        path = Path(one.strip())
-        lines = _files(path) if path.exists() else [f"hub {one.strip()} {_commit(one.strip())}"]
+        name = one.strip()
+        path = Path(name)
+        lines = _files(path) if name and path.exists() else [f"hub {name} {_commit(name)}"]
         for line in (f"source {len(lines)}", *lines):
             digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()

@@ -39,17 +39,32 @@ PACKAGES = {
     "torch": "torch",
     "transformers": "transformers",
 }
-SKIPPED_FOLDERS = {"test", "tests", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "externals"}
+SKIPPED_FOLDERS = {
+    "__pycache__",
+    "_dynamo",
+    "_inductor",
+    "dist-packages",
+    "externals",
+    "idlelib",
+    "lib2to3",
+    "models",
+    "site-packages",
+    "test",
+    "testing",
+    "tests",
+}
 QUESTION_WORDS = (5, 25)
 PASSAGE_WORDS = (25, 120)
 PER_MODULE = 20
-SPARSE = 750
+LARGEST = 100_000
+LEAST_DOCUMENTED = 3
 
 BOILERPLATE = re.compile(r"deprecat|alias (for|of)|^(see|same as|internal|private|todo)\b|not implemented", re.I)
 CODE = re.compile(r"^\s*(>>>|\.\.\.( |$)|\.\. |\$ )|^\s*[-=~^*]{3,}\s*$")
 HEADING = re.compile(r"^(examples?|references|see also|notes?|warnings?|doctests?)\s*:{0,2}$", re.I)
 MARKUP = re.compile(r":[a-z:]+:`~?([^`<]*?)(?: ?<[^`]*>)?`|`{1,2}([^`]*)`{1,2}_{0,2}|\*\*([^*]+)\*\*")
 NO_LETTER = re.compile(r"[^A-Za-z ]+")
+DOCUMENTED = re.compile(rb'"""[^"]{20,200}?\n\s*\n[^"]{150,}?"""')
 SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]])[.?!](?=\s+[A-Z])")
 
 
@@ -164,7 +179,7 @@ def _sources(package: str, folder: Path) -> Iterator[tuple[str, Path]]:
 def _entries(module: str, path: Path) -> Iterator[Entry]:
     try:
         source = path.read_bytes()
-        if source.count(b'"""') * SPARSE < len(source):
+        if len(source) > LARGEST or len(DOCUMENTED.findall(source)) < LEAST_DOCUMENTED:
             return
         tree = ast.parse(source)
     except (SyntaxError, ValueError, OSError, RecursionError):

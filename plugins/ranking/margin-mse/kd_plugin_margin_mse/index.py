@@ -43,7 +43,7 @@ class PassageIndex:
     ======== ========================================= ==================================================
 
     ``ivfpq`` takes 4 sqrt(n) lists, fewer where that leaves less than 39 vectors each, searches a 32nd of them
-    (at least 32), and cuts a vector into the greatest number of codes, up to 96, that leaves 4 dimensions each.
+    (at least 32), and cuts a vector into the greatest number of codes, up to 96, that leaves it 2 dimensions each.
     Its training draws with a fixed seed. On several threads the graph of ``hnsw`` depends on their timing.
 
     On a machine with CUDA and a FAISS built for it, ``flat`` and ``ivfpq`` are searched on the GPU; what is saved
@@ -116,7 +116,7 @@ class PassageIndex:
     def _search(self, vectors: Vectors, depth: int) -> tuple[Vectors, NDArray[np.int64]]:
         faiss = _faiss()
         if self.kind == "hnsw":
-            beam = max(HNSW_SEARCH, 2 * depth)
+            beam = max(HNSW_SEARCH, 4 * depth)
             parameters = faiss.SearchParametersHNSW(efSearch=beam)
             scores, places = self._index.search(vectors, depth, params=parameters)
         else:
@@ -228,7 +228,7 @@ def _empty_index(kind: IndexKind, count: int, dim: int) -> Any:
             f"({POINTS_PER_CENTROID} each: {least}); choose flat or hnsw"
         )
     lists = min(int(4 * math.sqrt(count)), count // POINTS_PER_CENTROID)
-    codes = next(size for size in GPU_CODE_SIZES if dim % size == 0 and (dim // size >= 4 or size == 1))
+    codes = next(size for size in GPU_CODE_SIZES if dim % size == 0 and (dim // size >= 2 or size == 1))
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
     index.pq.cp.niter, index.pq.cp.max_points_per_centroid = PQ_ITERATIONS, PQ_POINTS_PER_CENTROID
     index.nprobe = min(lists, max(32, lists // 32))

@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
-from kd_plugin_margin_mse.students.base import RankingStudent, Represented
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd_plugin_margin_mse.students.base import RankingStudent, Represented
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
 
@@ -214,6 +214,8 @@ def rerank_latency(
 
 def token_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """The token ids of each text, cut at ``max_length`` tokens, without padding."""
+    if not texts:
+        return []
     rows: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)[
         "input_ids"
     ]

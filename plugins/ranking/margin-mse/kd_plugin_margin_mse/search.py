@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from attrs import frozen
+
 from kd_plugin_margin_mse.index import PassageIndex
 from kd_plugin_margin_mse.mining import BM25, bm25
 from kd_plugin_margin_mse.rerank import PassageEncoder, PassageStore, encode, rerank, token_rows
 from kd_plugin_margin_mse.students import load_student
-
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
 from kdcore.recipe import Example
@@ -100,7 +100,7 @@ class Searcher:
             return self._store
         needed = sorted(ids)
         texts = [text for _, text in self._texts.read([self._place[passage_id] for passage_id in needed])]
-        rows = token_rows(self.tokenizer, texts, self.student.passage_length) if texts else []
+        rows = token_rows(self.tokenizer, texts, self.student.passage_length)
         return PassageEncoder(self.student, dict(zip(needed, rows)))
 
     def _hits(self, pairs: Iterable[tuple[float, str]]) -> list[Hit]:
@@ -129,7 +129,7 @@ def write_search_folder(
     temporary = folder / (PASSAGES + ".tmp")
     kept: list[Example] | None = [] if index is None else None
     with temporary.open("wb") as file:
-        for passage_id, text in zip(ids, texts, strict=True):
+        for passage_id, text in _pairs(ids, texts):
             file.write(json.dumps({"id": passage_id, "text": text}, ensure_ascii=False).encode() + b"\n")
             offsets.append(file.tell())
             if kept is not None:
@@ -140,6 +140,15 @@ def write_search_folder(
         index.save(folder / "index")
     elif kept is not None:
         _save_bm25(bm25(kept), folder / "bm25")
+
+
+def _pairs(ids: Sequence[str], texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    count = 0
+    for count, text in enumerate(texts, start=1):
+        if count <= len(ids):
+            yield ids[count - 1], text
+    if count != len(ids):
+        raise InputError(f"{len(ids)} passage ids for {count} texts; give one text for each")
 
 
 class _Passages:

@@ -55,9 +55,7 @@ def test_flat_is_the_exact_inner_product(
 
 
 @pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.95), ("ivfpq", 0.6)])
-def test_recall_against_exact(
-    kind: str, least: float, queries: np.ndarray, indexes: dict[str, PassageIndex]
-) -> None:
+def test_recall_against_exact(kind: str, least: float, queries: np.ndarray, indexes: dict[str, PassageIndex]) -> None:
     recall = recall_against_exact(indexes[kind], indexes["flat"], queries, 10)
     assert least <= recall <= 1
 
@@ -65,9 +63,7 @@ def test_recall_against_exact(
 def test_recall_counts_what_is_missing(queries: np.ndarray, vectors: np.ndarray) -> None:
     exact = PassageIndex.build(vectors[:100], named(100))
     half = PassageIndex.build(vectors[:50], named(50))
-    expected = [
-        np.mean(np.argsort(-(vectors[:100] @ query))[:10] < 50) if len(query) else 0.0 for query in queries
-    ]
+    expected = [np.mean(np.argsort(-(vectors[:100] @ query))[:10] < 50) if len(query) else 0.0 for query in queries]
     assert recall_against_exact(half, exact, queries, 10) == pytest.approx(np.mean(expected))
 
 

@@ -109,7 +109,7 @@ def test_as_run() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(InputError, match="'q'.*'a' is NaN"):
+    with pytest.raises(InputError, match=r"'q'.*'a' is NaN"):
         measure({"q": {"a": math.nan}}, {"q": {"a": 1}})
     with pytest.raises(InputError, match="no judged query"):
         measure({"q": {"a": 1.0}}, {})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from kd_plugin_margin_mse.students import PreTT, build_student, tokenize
+from kd_plugin_margin_mse.students import BertDot, PreTT, build_student, tokenize
 from transformers import AutoModel, RobertaConfig, RobertaModel
 
 from kdcore.errors import InputError
@@ -78,8 +78,6 @@ def test_saved_encoder_and_head(tiny_bert: str, tokenizer: Any, tmp_path: Path) 
     prett.save(tmp_path, tokenizer)
     assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors", "score_head.safetensors"}
     with pytest.raises(InputError, match="architecture 'prett', not 'bert_dot'"):
-        from kd_plugin_margin_mse.students import BertDot
-
         BertDot.load(tmp_path)
 
 

@@ -23,7 +23,6 @@ from kd_plugin_margin_mse.students.encoder import embedding_matrix, encoder_bloc
 from kd_plugin_margin_mse.students.prett import PreTT
 from kd_plugin_margin_mse.students.tk import TK
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer, tokenize, word_vector_matrix
-
 from kdcore.errors import InputError
 
 __all__ = [

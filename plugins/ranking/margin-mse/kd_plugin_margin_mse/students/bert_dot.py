@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from torch import Tensor
+
 from kd_plugin_margin_mse.students.base import Represented
 from kd_plugin_margin_mse.students.encoder import EncoderStudent, load_encoder, load_options
 from kd_plugin_margin_mse.students.sentence_transformers import write_sentence_transformer
-from torch import Tensor
 
 __all__ = ["BertDot", "pool"]
 

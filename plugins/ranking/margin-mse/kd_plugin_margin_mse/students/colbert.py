@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from kd_plugin_margin_mse.students.base import Represented
 from kd_plugin_margin_mse.students.encoder import EncoderStudent, load_encoder, load_options
 from kd_plugin_margin_mse.students.sentence_transformers import write_sentence_transformer
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 __all__ = ["ColBERT", "max_sim"]
 

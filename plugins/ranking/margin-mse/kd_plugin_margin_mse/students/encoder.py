@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kd_plugin_margin_mse.sources import read_json, transformer_folder
-from kd_plugin_margin_mse.students.base import OPTIONS_FILE, RankingStudent
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from kd_plugin_margin_mse.sources import read_json, transformer_folder
+from kd_plugin_margin_mse.students.base import OPTIONS_FILE, RankingStudent
 from kdcore.errors import InputError
 
 __all__ = [

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from kd_plugin_margin_mse.students.base import Represented
-from kd_plugin_margin_mse.students.encoder import EncoderStudent, encoder_blocks, load_encoder, load_options
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
+from kd_plugin_margin_mse.students.base import Represented
+from kd_plugin_margin_mse.students.encoder import EncoderStudent, encoder_blocks, load_encoder, load_options
 from kdcore.errors import InputError
 
 __all__ = ["PreTT"]

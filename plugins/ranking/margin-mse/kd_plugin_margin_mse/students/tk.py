@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from kd_plugin_margin_mse.students.base import RankingStudent, Represented
-from kd_plugin_margin_mse.students.encoder import load_options
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kd_plugin_margin_mse.students.base import RankingStudent, Represented
+from kd_plugin_margin_mse.students.encoder import load_options
 
 __all__ = ["TK", "KernelScore", "kernel_pooling", "nearest_divisor", "sinusoidal_positions"]
 

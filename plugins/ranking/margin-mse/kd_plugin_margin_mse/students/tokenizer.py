@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from kd_plugin_margin_mse.sources import transformer_folder
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from kd_plugin_margin_mse.sources import transformer_folder
 from kdcore.errors import InputError
 
 __all__ = ["load_tokenizer", "read_word_vectors", "tokenize", "word_tokenizer", "word_vector_matrix"]

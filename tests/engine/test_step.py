@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from kdcore import LossTerm
+from kdcore.engine.models import Models
+from kdcore.engine.step import Passes, weighted_sum
+from kdcore.errors import PluginError
+
+MODELS = Models(nn.ModuleDict({"student": nn.Linear(2, 2)}))
+
+
+def never():
+    raise AssertionError("a term of weight 0 was evaluated")
+
+
+def test_terms_are_weighed_by_arm_and_a_weight_of_zero_is_never_evaluated():
+    ranknet = LossTerm("ranknet", lambda: torch.tensor(3.0), "task", 0.0, control=1.0)
+    margin = LossTerm("margin", torch.tensor(5.0), "distill", 2.0)
+    infinite = LossTerm("infinite", torch.tensor(float("inf")), "distill", 0.0)
+    terms = [("p", ranknet), ("p", margin), ("p", infinite), ("p", LossTerm("no", never, "distill", 0.0))]
+    loss, values = weighted_sum(terms, control=False, portion=1.0, totals={})
+    assert loss == 10.0
+    assert values == {"p/margin": 5.0}
+    loss, values = weighted_sum(terms, control=True, portion=1.0, totals={})
+    assert loss == 3.0
+    assert values == {"p/ranknet": 3.0}
+
+
+def test_means_are_weighted_by_their_share_and_sums_divided_once():
+    mean, total = LossTerm("mean", torch.tensor(2.0)), LossTerm("sum", torch.tensor(12.0), per="tokens")
+    loss, _ = weighted_sum([("p", mean), ("p", total)], control=False, portion=0.25, totals={"tokens": 24})
+    assert loss == pytest.approx(2.0 * 0.25 + 12 / 24)
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        (LossTerm("vector", torch.ones(3)), "must be a scalar"),
+        (LossTerm("number", 3.0), "must be a scalar"),
+        (LossTerm("per", torch.tensor(1.0), per="frames"), "the stage counts tokens"),
+    ],
+)
+def test_bad_terms_name_plugin_and_term(term, words):
+    with pytest.raises(PluginError, match=rf"mine/{term.name}.*{words}"):
+        weighted_sum([("mine", term)], control=False, portion=1.0, totals={"tokens": 1})
+
+
+def test_pass_k_joins_the_kth_list_of_every_plugin():
+    def three_passes():
+        for number in range(3):
+            yield [LossTerm(f"pass{number}", torch.tensor(1.0))]
+
+    answers = {"generator": three_passes(), "list": [LossTerm("plain", torch.tensor(1.0))], "silent": None}
+    passes = Passes(list(answers), lambda plugin, models: answers[plugin])
+    found = []
+    while (terms := passes.next(MODELS)) is not None:
+        found.append([term.name for _, term in terms])
+    assert [sorted(names) for names in found] == [["pass0", "plain"], ["pass1"], ["pass2"]]
+
+
+def test_a_plain_list_is_known_to_be_the_last_pass():
+    passes = Passes(["a"], lambda plugin, models: [LossTerm("x", torch.tensor(1.0))])
+    assert passes.next(MODELS) is not None
+    assert passes.finished
+
+
+def test_an_answer_that_is_no_list_of_terms_is_refused():
+    for answer in (LossTerm("x", torch.tensor(1.0)), [torch.tensor(1.0)], torch.tensor(1.0)):
+        with pytest.raises(PluginError, match="student_loss of plugin a"):
+            Passes(["a"], lambda plugin, models, answer=answer: answer).next(MODELS)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdcore.reports.summary import commands, comparison_line, fairness, number, size, summarise
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_a_run_whose_student_beats_its_control(run_folder):
+    summary = summarise(run_folder)
+    assert (summary.status, summary.title) == ("holds", "Distillation helped")
+    assert [(line.kind, line.label, line.seeds) for line in summary.lines] == [
+        ("teacher", "large", 0),
+        ("control", "control", 3),
+        ("student", "distill", 3),
+    ]
+    teacher, _, student = summary.lines
+    assert student.smaller == pytest.approx(teacher.bytes / student.bytes)
+    assert student.faster == pytest.approx(3.2 / 0.41)
+    assert next(iter(summary.metrics)) == "accuracy"
+    assert "3 seeds, 300 test examples" in summary.sentences[0]
+
+
+def test_a_worse_student_is_said_to_be_worse(run_folder):
+    def swap(plan):
+        for arm in plan["arms"]:
+            arm["control"] = not arm["control"]
+
+    edit(run_folder / "plan.json", swap)
+    summary = summarise(run_folder)
+    assert summary.status == "fails"
+    assert "does not hold" in summary.title
+
+
+def test_equal_arms_do_not_support_the_claim(make, tmp_path):
+    summary = summarise(make(tmp_path / "null", distils=False))
+    assert summary.status == "unclear"
+    assert "does not hold" in summary.title
+    assert "Both arms gave the same values." in summary.sentences
+
+
+def test_without_a_control_the_command_for_one_is_given(make, tmp_path):
+    summary = summarise(make(tmp_path / "my run", seeds=(0,), compare=False))
+    assert summary.status == "none"
+    assert commands(summary.run)["Compare with a control"] == (
+        "kdcore run --plugin soft-labels --config 'my run/config.toml' --compare --seeds 3 --out 'my run-compared'"
+    )
+
+
+def test_an_unfinished_run_says_how_to_continue(run_folder):
+    (run_folder / "arms/control/seed-2/evaluation.json").unlink()
+    summary = summarise(run_folder)
+    assert summary.sentences[-1] == "The run is not finished; not evaluated yet: control/seed-2."
+    assert commands(summary.run)["Continue this run"] == "kdcore run --resume mine"
+
+
+def test_inequality_is_said_with_its_reason(run_folder):
+    edit(run_folder / "arms/control/seed-1/distil/done.json", lambda done: done.update(steps=150))
+    entry = summarise(run_folder).headline[0]
+    assert "DIFFERENT steps (300 / 300, 300 / 150)" in fairness(entry)
+    assert any("do not read it as an effect" in sentence for sentence in summarise(run_folder).sentences)
+    edit(run_folder / "plan.json", lambda plan: plan["arms"][0].update(because="both stop early"))
+    assert fairness(summarise(run_folder).headline[0]).endswith("; because both stop early")
+
+
+def test_comparison_line():
+    entry = {
+        "arm": "distill", "against": "control", "subject": "student", "metric": "ndcg@10", "difference": 0.0312,
+        "ci95": [0.021, 0.0414], "p_value": 0.0003, "spread": 0.01, "seeds": 1, "because": "",
+        "equal": {"initial_weights": True, "order": True, "steps": True},
+        "hashes": [{"seed": 0, "initial_weights": ["ab12cd34ef"] * 2, "order": ["9876543210"] * 2, "steps": [300] * 2}],
+    }  # fmt: skip
+    assert comparison_line(entry) == (
+        "distill - control: ndcg@10 +0.031 [0.021, 0.041], p = 0.0003, 1 seed; "
+        "same initial weights (ab12cd34…), order (98765432…), steps (300)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.41234, "0.412"), (0.0, "0.000"), (-0.00012, "-0.00012"), (12.345, "12.3"), (123456.7, "123,457")],
+)
+def test_numbers_are_short_and_never_lose_their_size(value, text):
+    assert number(value) == text
+
+
+def test_sizes():
+    assert [size(v) for v in (None, 12, 44_700_000, 2_500_000_000)] == ["–", "12 B", "44.7 MB", "2.50 GB"]
