@@ -45,8 +45,8 @@ class RunOptions:
     seed: int = option(0, "the first seed", least=0)
     seeds: int = option(1, "how many seeds to run", least=1)
     compare: bool = option(False, "also train the control without distillation, and the declared arms")
-    device: Device = option("auto", "where to train", choices=DEVICES)  # noqa: RUF009
-    precision: Precision = option("no", "mixed precision", choices=PRECISIONS)  # noqa: RUF009
+    device: Device = option("auto", "where to train", choices=DEVICES)
+    precision: Precision = option("no", "mixed precision", choices=PRECISIONS)
     max_steps: int | None = option(None, "at most so many optimiser steps in each stage, for a quick try", least=1)
     workers: int = option(0, "processes that load data; 0 loads in the main process", least=0)
     trackers: tuple[Tracker, ...] = option(("tensorboard",), "where metrics are logged besides the run folder")

@@ -69,7 +69,7 @@ def option(
     if choices is not None:
         bounds.append((f"one of {', '.join(map(str, choices))}", lambda value: value in choices))
 
-    def check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         for words, holds in bounds:
             if value is not None and not holds(value):
                 raise ValueError(f"{attribute.name} = {value!r} must be {words}")
@@ -78,7 +78,7 @@ def option(
     return field(default=default, validator=check, metadata={"help": help, "bounds": limits, "choices": choices})
 
 
-def _positive(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _positive(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and value < 1:
         raise ValueError(f"{attribute.name} = {value!r} must be at least 1")
 

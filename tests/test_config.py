@@ -39,9 +39,9 @@ class Method:
     rate: float | str = option("auto", "a number or auto")
     shares: Mapping[str, float] = option({"a.b": 1.0}, "share of each")
     sources: tuple[Source, ...] = option((), "where from")
-    student: Student = option(Student(layers=4, width=8), "the student")  # noqa: RUF009
+    student: Student = option(Student(layers=4, width=8), "the student")
     depth: int | None = option(3, "how deep; unset decides by itself")
-    critic: Student | None = option(None, "the critic")  # noqa: RUF009
+    critic: Student | None = option(None, "the critic")
 
     @hookimpl
     def recipe(self) -> None: ...

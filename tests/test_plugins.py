@@ -226,7 +226,7 @@ class Owner:
 @frozen
 class Joiner:
     layers: tuple[int, ...] = ()
-    unhashable: Any = option([], "")  # noqa: RUF009
+    unhashable: Any = option([], "")
 
     @hookimpl
     def evaluate(self, stage: Any, split: str) -> list[str]:

@@ -49,7 +49,8 @@ class Batch:
         """True where ``field`` is not padding: bool, ``(batch, length)``."""
         lengths = self[field + LENGTHS]
         positions = torch.arange(self.fields[field].shape[1], device=lengths.device)
-        return positions < lengths.unsqueeze(1)
+        mask: torch.Tensor = positions < lengths.unsqueeze(1)
+        return mask
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on ``device``."""

@@ -26,11 +26,12 @@ def evaluate_subject(
     """
     sealed = ("test",) if split != "test" else ()
     metrics: dict[str, Metric] = {}
-    with evaluating(*[model] if model is not None else []), run.data.sealed(*sealed, when="while a validation split was evaluated"):
+    with (
+        evaluating(*[model] if model is not None else []),
+        run.data.sealed(*sealed, when="while a validation split was evaluated"),
+    ):
         for plugin in plugins.implementers("evaluate"):
-            answer = plugins.ask(
-                plugin, "evaluate", run=run, stage=stage, model=model, subject=subject, split=split
-            )
+            answer = plugins.ask(plugin, "evaluate", run=run, stage=stage, model=model, subject=subject, split=split)
             for metric in answer or ():
                 if not isinstance(metric, Metric) or metric.name in metrics:
                     name = getattr(metric, "name", metric)

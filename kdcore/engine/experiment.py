@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
 def dry_run(configuration: Configuration) -> None:
     """Check everything that can be checked without loading a model, and print the plan."""
     new_folder(configuration)
-    run = Run(folder=Path("."), seed=configuration.run.seed, data_path=configuration.run.data)
+    run = Run(folder=Path(), seed=configuration.run.seed, data_path=configuration.run.data)
     plan = make_plan(configuration, run)
     seed_everything(derive(run.seed, "data"))
     splits = Splits(plan.recipe.data(run))
@@ -141,9 +142,13 @@ class Experiment:
         self.progress.line(f"figures:  {self.folder / 'result.json'}")
         if not self.options.compare:
             plugins = " ".join(f"--plugin {reference}" for reference in self.configuration.references)
-            self.progress.line(f"next:     kdcore run {plugins} --compare --seeds 3   (against the same student untaught)")
+            self.progress.line(
+                f"next:     kdcore run {plugins} --compare --seeds 3   (against the same student untaught)"
+            )
         else:
-            self.progress.line(f"next:     kdcore config {self.owner} > run.toml   (every setting, to run on your data)")
+            self.progress.line(
+                f"next:     kdcore config {self.owner} > run.toml   (every setting, to run on your data)"
+            )
 
     # One arm with one seed
 
@@ -287,7 +292,7 @@ class Experiment:
             teachers = StageTeachers(run, stage, plugins, self.folder / "store", refuse=False)
             for name, teacher in stage.teachers.items():
                 if teacher.build is not None and teacher.subject:
-                    self._reference("teachers", name, run, plugins, lambda name=name: teachers.module(name))
+                    self._reference("teachers", name, run, plugins, partial(teachers.module, name))
             teachers.release()
         for name in recipe.yardsticks:
             self._reference("yardsticks", name, run, plugins, lambda: None)

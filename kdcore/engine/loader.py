@@ -73,7 +73,7 @@ class StepLoader:
         self.order, self.pool, self.accumulate = order, pool, order.stage.accumulate
         collate = data.collate or pad
 
-        def collated(loaded: tuple[list[int], list[Any]]) -> tuple[list[int], Any, list[Any]]:
+        def collated(loaded: Any) -> tuple[list[int], Any, list[Any]]:
             indices, items = loaded
             return indices, collate(items), items
 

@@ -70,9 +70,7 @@ def _merged(job: StageJob, target: Target) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in target.skeleton(job.run).state_dict().items()}
     for plugin in job.plugins.newest_first("merge_weights"):
-        stream = job.plugins.ask(
-            plugin, "merge_weights", run=job.run, stage=job.stage, target=target, sources=sources
-        )
+        stream = job.plugins.ask(plugin, "merge_weights", run=job.run, stage=job.stage, target=target, sources=sources)
         if stream is None:
             continue
         merged: dict[str, torch.Tensor] = {}

@@ -33,14 +33,18 @@ class Bar:
         """Move on by ``count`` and show ``text`` (loss terms, examples per second)."""
         self._done += count
         if self._rich is not None:
-            self._rich.update(self._task, advance=count, **({"text": text} if text else {}))
+            if text:
+                self._rich.update(self._task, text=text)
+            self._rich.advance(self._task, count)
             return
         now = time.monotonic()
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
             rate = (self._done - self._skipped) / (now - self._began)
             left = (self._total - self._done) / rate if rate > 0 else 0
-            self._console.print(f"{self._title}: {self._done}/{self._total}  {text}  {left:.0f} s left", highlight=False)
+            self._console.print(
+                f"{self._title}: {self._done}/{self._total}  {text}  {left:.0f} s left", highlight=False
+            )
 
 
 class Progress:

@@ -87,8 +87,6 @@ class Rounds:
         report = LazyReport(unsealed)
         for plugin in self.job.plugins.implementers("data_synth"):
             seed_everything(derive(run.seed, stage.name, run.round, "data_synth", plugin))
-            stream = self.job.plugins.ask(
-                plugin, "data_synth", run=run, stage=stage, models=models, report=report
-            )
+            stream = self.job.plugins.ask(plugin, "data_synth", run=run, stage=stage, models=models, report=report)
             if stream is not None:
                 yield plugin, stream

@@ -18,7 +18,7 @@ def derive(*parts: int | str) -> int:
 def seed_torch(seed: int) -> None:
     """Seed torch's generators of the CPU and, where one is in use, of the GPU."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 

@@ -136,7 +136,8 @@ def run_stage(job: StageJob) -> None:
 
 def _run_loop(job: StageJob) -> None:
     """A stage that owns its loop: it resumes from its own checkpoints in its folder."""
-    assert job.stage.loop is not None and job.stage.build is not None
+    assert job.stage.loop is not None
+    assert job.stage.build is not None
     seed_everything(derive(job.run.seed, job.stage.name, "build"))
     module = StepModule(job.stage.build(job.run)).to(job.run.device)
     initial = hash_weights(module)

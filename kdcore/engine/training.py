@@ -40,7 +40,9 @@ class Training:
 
     def __init__(self, job: StageJob) -> None:
         self.job, self.run, self.stage = job, job.run, job.stage
-        assert self.stage.turns is not None and self.stage.build is not None and self.stage.data is not None
+        assert self.stage.turns is not None
+        assert self.stage.build is not None
+        assert self.stage.data is not None
         self.turns: Mapping[str, Turn] = self.stage.turns
         self.data = self.stage.data
         self.accelerator = job.accelerator
@@ -162,9 +164,7 @@ class Training:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in self._logged.items())
                 bar.advance(1, text)
 
-    def _step(
-        self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int
-    ) -> None:
+    def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int) -> None:
         state = self.state
         self.run.step = state.step
         seed_torch(self._seed(number, state.step, "prepare"))
@@ -240,7 +240,7 @@ class Training:
             outputs.drop_graph()
         if not trained:
             raise PluginError(
-                f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight, so there is nothing to train on"
+                f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight; there is nothing to train on"
             )
         return values
 
@@ -336,7 +336,7 @@ class Training:
                 passes = self._terms_of(turn, batch, {}, outputs, control=True, portion=1.0, totals=totals)
                 if all(loss is None for loss, _ in passes):
                     raise InputError(
-                        f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight in the control; {advice}"
+                        f"{self.stage.name}: no loss term of turn {turn!r} has a weight in the control; {advice}"
                     )
 
     # Checks

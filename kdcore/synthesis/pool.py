@@ -61,7 +61,9 @@ def read_sealed(path: Path) -> list[Example]:
             try:
                 examples.append(example_from_json(json.loads(line)))
             except (ValueError, TypeError) as error:
-                raise InputError(f"{path}:{number}: no sealed example ({error}); delete the file to draw it again") from None
+                raise InputError(
+                    f"{path}:{number}: no sealed example ({error}); delete the file to draw it again"
+                ) from None
     return examples
 
 

@@ -95,9 +95,7 @@ class SoftLabels:
                 Stage(
                     name="distil",
                     build=lambda run: {"student": BagOfWords(self.width, self.dropout)},
-                    teachers={
-                        "large": Teacher(build=self.build_teacher, source=self.teacher, store={"logits": Row()})
-                    },
+                    teachers={"large": Teacher(build=self.build_teacher, source=self.teacher, store={"logits": Row()})},
                     data=Data(item=self.item, length=lambda e: len(e["text"])),
                     turns={
                         "student": Turn(
@@ -140,4 +138,3 @@ class SoftLabels:
         rows = run.predict(model, split, self.teacher_outputs)
         right = {e.id: float(row["logits"].argmax() == e["label"]) for e, row in zip(run.data[split], rows)}
         return [Metric("accuracy", sum(right.values()) / len(right), "higher", samples=right)]
-

@@ -67,7 +67,7 @@ def test_without_usage_a_way_to_load_is_given(run_folder):
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
-        ("/home/me/model", "model"),
+        ("/srv/models/model", "model"),
         ("~/model/", "model"),
         ("C:\\\\models\\\\big", "big"),
         ("org/model", "org/model"),

@@ -57,7 +57,7 @@ QUESTION_WORDS = (5, 25)
 PASSAGE_WORDS = (25, 120)
 PER_MODULE = 20
 LARGEST = 100_000
-LEAST_DOCUMENTED = 3
+LEAST_DOCUMENTED = 5
 
 BOILERPLATE = re.compile(r"deprecat|alias (for|of)|^(see|same as|internal|private|todo)\b|not implemented", re.I)
 CODE = re.compile(r"^\s*(>>>|\.\.\.( |$)|\.\. |\$ )|^\s*[-=~^*]{3,}\s*$")

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 from attrs import evolve, frozen
+from numpy.typing import NDArray
+
 from kd_plugin_margin_mse.index import PassageIndex, recall_against_exact, search_speed
 from kd_plugin_margin_mse.measures import as_run, measure
 from kd_plugin_margin_mse.mining import BM25, bm25
@@ -27,8 +29,6 @@ from kd_plugin_margin_mse.sources import resolve_source
 from kd_plugin_margin_mse.students.base import RankingStudent
 from kd_plugin_margin_mse.teachers import PairTeacher
 from kd_plugin_margin_mse.triples import passage_text
-from numpy.typing import NDArray
-
 from kdcore.engine.models import hash_weights
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
@@ -127,9 +127,7 @@ class Ranking:
             return [list(zip(found, row.tolist())) for found, row in zip(ids, scores)]
         found = _ids(lexical)
         scored = rerank(self.student, tokens, found, self.store(_union(found)))
-        return [
-            sorted(zip(ids, row.tolist()), key=lambda pair: (-pair[1], pair[0])) for ids, row in zip(found, scored)
-        ]
+        return [sorted(zip(ids, row.tolist()), key=lambda pair: (-pair[1], pair[0])) for ids, row in zip(found, scored)]
 
     def store(self, ids: Sequence[str]) -> PassageStore:
         """The represented passages with these ids."""
@@ -192,9 +190,7 @@ def measure_teacher(run: Run, teacher: PairTeacher, split: str, settings: Settin
     flat = teacher.scores([pair for row in pairs for pair in row]).tolist()
     rows = iter(flat)
     scored = as_run([query.id for query in queries], found, [[next(rows) for _ in ids] for ids in found])
-    metrics = _named(
-        measure(scored, _relevant(queries), RERANKING, relevant_from=settings.relevant_from), "rerank"
-    )
+    metrics = _named(measure(scored, _relevant(queries), RERANKING, relevant_from=settings.relevant_from), "rerank")
     times = []
     for row in pairs[:3]:
         start = time.perf_counter()

