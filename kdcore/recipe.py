@@ -187,6 +187,7 @@ class Teacher:
         stage's ``item``. Rows are found by its hash, so they outlive a change of student where the key knows none.
     :param store: output name to `Row`: computed once for all examples before a round's first step and stored;
         the teacher is not loaded when every row is there.
+    :param batch_size: examples of one call of `teacher_outputs` while the store is filled.
     :param subject: whether the finished run also evaluates the teacher itself.
     """
 
@@ -197,6 +198,7 @@ class Teacher:
     identity: str = ""
     key: Callable[[Example], Mapping[str, Any]] | None = None
     store: Mapping[str, Row] | None = None
+    batch_size: int = field(default=64, validator=_positive)
     subject: bool = True
 
     def __attrs_post_init__(self) -> None:

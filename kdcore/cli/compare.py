@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdcore.cli import debug_option
 from kdcore.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Examples:
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_A RUN_B [...]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@debug_option
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Show where runs differ in configuration and in their headline metric.
 
@@ -132,7 +134,8 @@ def _settings(summary: Summary) -> dict[str, Any]:
         settings = tomllib.loads(summary.run.text("config.toml"))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML ({error})") from None
-    return {"plugin": summary.run.plan["plugin"]} | _flat(settings)
+    settings = _flat({"plugins": [summary.run.plan["plugin"]]} | settings)
+    return {key: value for key, value in settings.items() if key != "run.out"}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from kdcore.cli import debug_option
+
 
 @click.command(
     epilog="""\b
@@ -16,6 +18,7 @@ Examples:
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
+@debug_option
 def report(run: Path, show: bool) -> None:
     """Rebuild result.json, the model cards and report.html of RUN, and print its table.
 

@@ -43,7 +43,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
         with locked(folder), event_log(folder):
             Experiment(configuration, folder).run()
     except BaseException as error:
-        if (folder / "config.toml").exists():
+        if (folder / "config.toml").exists() and not isinstance(error, InputError):
             error.run_folder = folder  # type: ignore[attr-defined]
         raise
     return folder
@@ -113,7 +113,7 @@ class Experiment:
         if self.accelerator.is_main_process:
             write_text(self.folder / "config.toml", to_toml(self._resolved()))
         splits = self._data(self._run_of(self.plan.arms[0], self.options.seed), self.plan.recipe, self.plan.arms[0])
-        check_identity(self.folder, self.configuration, splits, self.accelerator)
+        check_identity(self.folder, self._resolved(), splits, self.accelerator)
         if self.accelerator.is_main_process:
             if first:
                 write_json(self.folder / "environment.json", environment(self.configuration))

@@ -67,7 +67,11 @@ def write_card(summary: Summary, relative: str) -> Path:
         for entry in summary.result["comparison"]
         if arm in (entry["arm"], entry["against"]) and (entry["subject"], entry["split"]) == (subject, summary.split)
     ]
-    plugins = plan.get("plugins") or [{"name": plan["plugin"]}]
+    plugins = [
+        {"name": "", "version": "", "distribution": "", "summary": ""}
+        | {key: _without_folders(str(value)) for key, value in plugin.items()}
+        for plugin in plan.get("plugins") or [{"name": plan["plugin"]}]
+    ]
     text = (
         _environment()
         .get_template("card.md.j2")

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -22,8 +22,12 @@ LATENCY = "latency_ms"
 
 @frozen(eq=False)
 class Evaluated:
-    """One subject measured on one split; ``arm`` and ``seed`` are None for a teacher."""
+    """One subject measured on one split.
 
+    :param kind: ``arm`` and ``seed`` are None for a teacher and for a yardstick (a subject without a module, ``bm25``).
+    """
+
+    kind: Literal["student", "teacher", "yardstick"]
     arm: str | None
     seed: int | None
     subject: str
@@ -49,7 +53,7 @@ class RunFolder:
     """A run folder whose plan and evaluations have been read and checked.
 
     :param plan: ``plan.json``.
-    :param rows: evaluated students in the plan's order of arms and seeds, then the teachers.
+    :param rows: evaluated students in the plan's order of arms and seeds, then the teachers and yardsticks.
     """
 
     path: Path
@@ -84,8 +88,10 @@ class RunFolder:
         return [str(arm["name"]) for arm in self.plan["arms"] if arm.get("control")]
 
     @property
-    def teachers(self) -> list[Evaluated]:
-        return [row for row in self.rows if row.arm is None]
+    def better(self) -> str:
+        """The headline's direction, as evaluated; before the first evaluation, as planned."""
+        found = [row.metrics[self.headline].better for row in self.rows if self.headline in row.metrics]
+        return found[0] if found else str(self.plan["headline"].get("better", "higher"))
 
     @property
     def missing(self) -> list[str]:
@@ -145,9 +151,12 @@ def open_run(folder: Path) -> RunFolder:
     rows: list[Evaluated] = []
     for arm in plan["arms"]:
         for seed in plan["seeds"]:
-            rows += _evaluation(folder / "arms" / arm["name"] / f"seed-{seed}" / "evaluation.json", arm["name"], seed)
+            path = folder / "arms" / arm["name"] / f"seed-{seed}" / "evaluation.json"
+            rows += _evaluation(path, "student", arm["name"], seed)
     for teacher in plan.get("teachers", {}):
-        rows += _evaluation(folder / "teachers" / teacher / "evaluation.json", None, None)
+        rows += _evaluation(folder / "teachers" / teacher / "evaluation.json", "teacher")
+    for yardstick in plan.get("yardsticks", []):
+        rows += _evaluation(folder / "yardsticks" / yardstick / "evaluation.json", "yardstick")
     return RunFolder(folder, plan, rows)
 
 
@@ -220,16 +229,19 @@ def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     for index, arm in enumerate(plan["arms"]):
         if not isinstance(arm, dict) or not _is_name(arm.get("name")):
             raise InputError(f"{path}: key 'arms[{index}].name' is missing or no file name")
-    for teacher in plan.get("teachers", {}):
-        if not _is_name(teacher):
-            raise InputError(f"{path}: key 'teachers' has {teacher!r}, which is no file name")
+    for key in ("teachers", "yardsticks"):
+        for name in plan.get(key, []):
+            if not _is_name(name):
+                raise InputError(f"{path}: key {key!r} has {name!r}, which is no file name")
 
 
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\\" not in name
 
 
-def _evaluation(path: Path, arm: str | None, seed: int | None) -> Iterator[Evaluated]:
+def _evaluation(
+    path: Path, kind: Literal["student", "teacher", "yardstick"], arm: str | None = None, seed: int | None = None
+) -> Iterator[Evaluated]:
     if not path.is_file():
         return
     rows = read_json(path).get("rows")
@@ -239,6 +251,7 @@ def _evaluation(path: Path, arm: str | None, seed: int | None) -> Iterator[Evalu
         where = f"{path}: rows[{index}]"
         try:
             yield Evaluated(
+                kind=kind,
                 arm=arm,
                 seed=seed,
                 subject=str(row["subject"]),

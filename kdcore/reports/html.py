@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ FILES = {
     "student": "the student, with its model card",
     "arms": "each arm and seed: stages, evaluation, student",
     "teachers": "the teachers' evaluations",
+    "yardsticks": "the yardsticks' evaluations",
     "shared": "stages that arms or seeds share",
+    "identity.json": "what a resumed run must still equal",
+    "tensorboard": "events for TensorBoard",
     "store": "teacher outputs, computed once",
 }
 
@@ -77,6 +81,7 @@ def report_of(summary: Summary) -> Path:
             curves=_loss_plots(run, records) + _validation_plots(run, records),
             samples=run.optional("samples.json"),
             samples_shown=SAMPLES,
+            reference=next((line.label for line in summary.lines if line.kind == "teacher"), ""),
             data=run.optional("data.json"),
             configuration=run.text("config.toml"),
             environment=_flat(run.optional("environment.json") or {}),
@@ -209,7 +214,7 @@ def _terms_in_words(panels: dict[str, Any]) -> str:
     if len(panels) == 1:
         return ""
     differ = len({tuple(curve.label for curve in curves) for curves in panels.values()}) > 1
-    return " and each of its terms" + ("; arms with other terms have other heights of loss" if differ else "")
+    return " and each of its terms" + ("; the loss of arms with different terms cannot be compared" if differ else "")
 
 
 def _fair(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -280,5 +285,6 @@ def _environment() -> Environment:
         "p": p_value,
         "fairness": fairness,
         "verdict": verdict,
+        "paper": lambda text: f"arXiv:{text}" if re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?", str(text)) else text,
     }
     return environment

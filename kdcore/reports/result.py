@@ -18,10 +18,10 @@ HASHES = {"initial_weights": "initial_hash", "order": "order_hash", "steps": "st
 def build_result(folder: Path) -> dict[str, Any]:
     """The figures of a run folder, finished or not.
 
-    ``rows`` has a student row for each arm, seed, subject and split, then the teachers, whose ``arm`` and ``seed``
-    are null. ``comparison`` has an entry for each arm against each control, subject, split and metric; ``equal``
-    says whether initial weights, order of the data and steps were the same (null: not recorded), and ``hashes``
-    lists both sides for each seed. A value that is not finite is null.
+    ``rows`` has a student row for each arm, seed, subject and split, then the teachers and yardsticks, whose
+    ``arm`` and ``seed`` are null. ``comparison`` has an entry for each arm against each control, subject, split and
+    metric; ``equal`` says whether initial weights, order of the data and steps were the same (null: not recorded),
+    and ``hashes`` lists both sides for each seed. A value that is not finite is null.
 
     :raises InputError: when it is no run folder, or a file in it is not valid.
     """
@@ -54,7 +54,7 @@ def result_of(run: RunFolder) -> dict[str, Any]:
     ]
     return {
         "plugin": run.plan["plugin"],
-        "headline": run.plan["headline"],
+        "headline": {"name": run.headline, "better": run.better},
         "rows": [_row(row) for row in run.rows],
         "comparison": comparison,
     }

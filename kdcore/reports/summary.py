@@ -35,13 +35,13 @@ class Line:
     """One line of the teacher/control/student table.
 
     :param kind: what the subject is.
-    :param seeds: how many seeds are averaged; 0 for a teacher.
+    :param seeds: how many seeds are averaged; 0 for a teacher or a yardstick.
     :param latency_ms: mean over seeds, in milliseconds.
     :param smaller: the teacher's bytes on disk divided by this one's.
     :param faster: the teacher's latency divided by this one's.
     """
 
-    kind: Literal["teacher", "control", "student"]
+    kind: Literal["yardstick", "teacher", "control", "student"]
     label: str
     arm: str | None
     subject: str
@@ -58,7 +58,7 @@ class Line:
 class Summary:
     """A run folder, its result and its table.
 
-    :param lines: teachers, controls, students; all on ``split``.
+    :param lines: yardsticks, teachers, controls, students; all on ``split``.
     :param metrics: metric name to ``"higher"`` or ``"lower"``, the headline first.
     :param headline: the entries of the comparison that decide: the method's arm, the headline metric.
     """
@@ -69,6 +69,11 @@ class Summary:
     lines: list[Line]
     metrics: dict[str, str]
     headline: list[dict[str, Any]]
+
+    @property
+    def timed(self) -> bool:
+        """Whether any latency was measured."""
+        return any(line.latency_ms is not None for line in self.lines)
 
     @property
     def status(self) -> Literal["holds", "fails", "unclear", "untested", "none"]:
@@ -156,7 +161,7 @@ class Summary:
         name = self.run.headline
         for line in self.lines:
             if line.kind != "control" and name in line.metrics:
-                who = "The teacher" if line.kind == "teacher" else "The student of arm"
+                who = "The student of arm" if line.kind == "student" else f"The {line.kind}"
                 words.append(f"{who} {line.label} reaches {name} {line.metrics[name]}.")
         if self.run.controls:
             words.append("Neither arm pairs with a finished control yet.")
@@ -228,17 +233,16 @@ def fairness(entry: dict[str, Any]) -> str:
 
 
 def commands(run: RunFolder) -> dict[str, str]:
-    """The commands that resume, reproduce, compare or report the run, from the folder that contains it."""
+    """The commands that resume, reproduce, compare or report the run, from the folder that contains it.
+
+    ``config.toml`` names the plugins, arms and seeds, too.
+    """
     name = shlex.quote(run.name)
-    names = [str(plugin["name"]) for plugin in run.plan.get("plugins") or [{"name": run.plan["plugin"]}]]
-    start = "kdcore run " + " ".join(f"--plugin {shlex.quote(plugin)}" for plugin in names)
-    start += f" --config {shlex.quote(run.name + '/config.toml')}"
-    seeds = f" --seeds {len(run.seeds)}" if len(run.seeds) > 1 else ""
+    start = f"kdcore run --config {shlex.quote(run.name + '/config.toml')}"
     found = {}
     if run.missing:
         found["Continue this run"] = f"kdcore run --resume {name}"
-    compare = " --compare" if run.controls else ""
-    found["Run it again"] = f"{start}{compare}{seeds} --out {shlex.quote(run.name + '-again')}"
+    found["Run it again"] = f"{start} --out {shlex.quote(run.name + '-again')}"
     if not run.controls:
         found["Compare with a control"] = f"{start} --compare --seeds 3 --out {shlex.quote(run.name + '-compared')}"
     found["Rebuild this report"] = f"kdcore report {name}"
@@ -315,21 +319,21 @@ def _lines(run: RunFolder, rows: list[Evaluated]) -> list[Line]:
     groups: dict[tuple[str | None, str], list[Evaluated]] = {}
     for row in rows:
         groups.setdefault((row.arm, row.subject), []).append(row)
-    reference = next((row for row in rows if row.arm is None), None)
+    reference = next((row for row in rows if row.kind == "teacher"), None)
     many = len({row.subject for row in rows if row.arm is not None}) > 1
     lines = [_line(run, group, reference, many) for group in groups.values()]
-    order = {"teacher": 0, "control": 1, "student": 2}
+    order = {"yardstick": 0, "teacher": 1, "control": 2, "student": 3}
     return sorted(lines, key=lambda line: order[line.kind])
 
 
 def _line(run: RunFolder, rows: list[Evaluated], reference: Evaluated | None, many: bool) -> Line:
     first = rows[0]
-    kind: Literal["teacher", "control", "student"] = "student"
-    if first.arm is None:
-        kind, label = "teacher", first.subject
+    kind: Literal["yardstick", "teacher", "control", "student"]
+    if first.kind != "student":
+        kind, label = first.kind, first.subject
     else:
         kind = "control" if first.arm in run.controls else "student"
-        label = f"{first.arm}: {first.subject}" if many else first.arm
+        label = f"{first.arm}: {first.subject}" if many else str(first.arm)
     names = dict.fromkeys(name for row in rows for name in row.quality)
     latency = _mean(row.latency_ms for row in rows)
     measured = reference is not None and first.arm is not None

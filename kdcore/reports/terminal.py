@@ -69,7 +69,8 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
                 ", ".join(compared) or "–",
             ]
         )
-    return columns, rows
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != "–" for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> Table:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from kdcore.plugins import Plugins
     from kdcore.run import Run
 
-FILL_BATCH = 64
-
 
 class StageTeachers:
     """The teachers of one stage.
@@ -102,7 +100,8 @@ class StageTeachers:
             if teacher.rows is not None:
                 self._fill_from_rows(name, teacher, store, [pool[i] for i in missing], progress)
                 continue
-            batches = [missing[i : i + FILL_BATCH] for i in range(0, len(missing), FILL_BATCH)]
+            size = teacher.batch_size
+            batches = [missing[i : i + size] for i in range(0, len(missing), size)]
             with progress.bar(f"teacher {name}", len(missing)) as bar:
                 for number, indices in enumerate(batches):
                     if number % self.run.world == self.run.rank:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 CONFIG = """\
+plugins = ["soft-labels"]
 # folder or hub name of the teacher
 teacher = "/data/models/big-teacher"  # a local copy
 student = "prajjwal1/bert-tiny"
@@ -24,6 +25,8 @@ temperature = 2.0
 
 [run]
 seeds = 3
+compare = true
+out = "/data/runs/mine"
 data = "/data/corpora/reviews"
 """
 

@@ -37,7 +37,11 @@ def test_a_claim_that_does_not_hold_is_said(make, tmp_path):
 
 
 def test_no_path_of_the_machine_is_in_it(run_folder):
+    plan = json.loads((run_folder / "plan.json").read_text())
+    plan["plugins"].append({"name": "joiner", "version": "1", "distribution": "/data/joiner.py"})
+    (run_folder / "plan.json").write_text(json.dumps(plan))
     text = write_cards(run_folder)[0].read_text()
+    assert "Plugin `joiner` of `joiner.py` 1" in text
     assert "/data/" not in text
     assert str(run_folder.parent) not in text
     assert "Teacher `large`: `big-teacher`" in text

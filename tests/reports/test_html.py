@@ -78,7 +78,7 @@ def test_the_page_tells_finding_table_and_fairness(run_folder):
         "Leaks between splits: none",
     ):
         assert part in words
-    assert "kdcore run --plugin soft-labels --config mine/config.toml --compare --seeds 3" in words
+    assert "kdcore run --config mine/config.toml --out mine-again" in words
 
 
 def test_text_of_others_is_escaped(run_folder):

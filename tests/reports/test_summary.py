@@ -28,6 +28,26 @@ def test_a_run_whose_student_beats_its_control(run_folder):
     assert "3 seeds, 300 test examples" in summary.sentences[0]
 
 
+def test_a_yardstick_is_listed_and_is_no_teacher(run_folder):
+    edit(run_folder / "plan.json", lambda plan: plan.update(yardsticks=["majority"]))
+    place = run_folder / "yardsticks" / "majority"
+    place.mkdir(parents=True)
+    row = {"subject": "majority", "split": "test", "metrics": {"accuracy": {"value": 0.5, "better": "higher"}}}
+    (place / "evaluation.json").write_text(json.dumps({"rows": [row | {"parameters": None, "bytes": None}]}))
+    summary = summarise(run_folder)
+    assert (summary.lines[0].kind, summary.lines[0].label, summary.lines[0].bytes) == ("yardstick", "majority", None)
+    assert summary.line("distill", "student").faster == pytest.approx(3.2 / 0.41)
+    assert summary.result["rows"][-1]["subject"] == "majority"
+
+
+def test_the_headlines_direction_is_the_evaluated_one(run_folder):
+    edit(run_folder / "plan.json", lambda plan: plan.update(headline={"name": "log loss", "better": "higher"}))
+    summary = summarise(run_folder)
+    assert summary.result["headline"] == {"name": "log loss", "better": "lower"}
+    assert summary.status == "holds"
+    assert "(lower is better)" in summary.sentences[0]
+
+
 def test_a_worse_student_is_said_to_be_worse(run_folder):
     def swap(plan):
         for arm in plan["arms"]:
@@ -50,7 +70,7 @@ def test_without_a_control_the_command_for_one_is_given(make, tmp_path):
     summary = summarise(make(tmp_path / "my run", seeds=(0,), compare=False))
     assert summary.status == "none"
     assert commands(summary.run)["Compare with a control"] == (
-        "kdcore run --plugin soft-labels --config 'my run/config.toml' --compare --seeds 3 --out 'my run-compared'"
+        "kdcore run --config 'my run/config.toml' --compare --seeds 3 --out 'my run-compared'"
     )
 
 

@@ -55,13 +55,16 @@ SKIPPED_FOLDERS = {
 }
 QUESTION_WORDS = (5, 25)
 PASSAGE_WORDS = (25, 120)
-PER_MODULE = 20
-LARGEST = 100_000
-LEAST_DOCUMENTED = 5
+PER_MODULE = 40
+LARGEST = 60_000
+LEAST_DOCUMENTED = 2
 
 BOILERPLATE = re.compile(r"deprecat|alias (for|of)|^(see|same as|internal|private|todo)\b|not implemented", re.I)
 CODE = re.compile(r"^\s*(>>>|\.\.\.( |$)|\.\. |\$ )|^\s*[-=~^*]{3,}\s*$")
-HEADING = re.compile(r"^(examples?|references|see also|notes?|warnings?|doctests?)\s*:{0,2}$", re.I)
+LEFT_OUT = re.compile(r"^(examples?|references|see also|doctests?)\s*:{0,2}$", re.I)
+KEPT = re.compile(
+    r"^(notes?|warnings?|(other )?parameters|returns?|yields|raises|attributes|methods|arg(ument)?s)\s*:{0,2}$", re.I
+)
 MARKUP = re.compile(r":[a-z:]+:`~?([^`<]*?)(?: ?<[^`]*>)?`|`{1,2}([^`]*)`{1,2}_{0,2}|\*\*([^*]+)\*\*")
 NO_LETTER = re.compile(r"[^A-Za-z ]+")
 DOCUMENTED = re.compile(rb'"""[^"]{20,200}?\n\s*\n[^"]{150,}?"""')
@@ -212,17 +215,16 @@ def _split(docstring: str) -> tuple[str, str]:
 
 
 def _prose(text: str) -> str:
-    """Without code, rulers, and the sections that hold examples or references."""
+    """Without code, rulers, headings, and the sections that hold examples or references."""
     kept: list[str] = []
-    skipping = False
+    left_out = False
     for line in text.splitlines():
-        stripped = line.strip()
-        if HEADING.match(stripped):
-            skipping = stripped[0] in "ErRsSD"
-            continue
-        if skipping and line == stripped and re.match(r"^(parameters|returns|raises|attributes|args)\b", line, re.I):
-            skipping = False
-        if not skipping and not CODE.match(line):
+        heading = line.strip()
+        if LEFT_OUT.match(heading):
+            left_out = True
+        elif KEPT.match(heading):
+            left_out = False
+        elif not left_out and not CODE.match(line):
             kept.append(line)
     return "\n".join(kept)
 

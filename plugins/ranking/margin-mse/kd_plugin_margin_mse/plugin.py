@@ -195,6 +195,7 @@ class MarginMSE:
             identity=f"scale {self.teacher_scale}, {self.teacher_length} tokens",
             key=lambda example: {name: example[name] for name in ("query", "positive", "negative")},
             store=store,
+            batch_size=256,
         )
 
     def _score_rows(self, run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -12,6 +12,7 @@ for the other students to re-rank), and perhaps ``store/`` (a `PassageStore`, wh
 from __future__ import annotations
 
 import json
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -112,7 +113,9 @@ class Searcher:
 def write_search_folder(
     folder: Path, ids: Sequence[str], texts: Iterable[str], index: PassageIndex | None = None
 ) -> None:
-    """Make the folder of a saved student searchable; what an earlier call wrote is replaced.
+    """Make the folder of a saved student searchable; an earlier index, BM25 index and store are removed.
+
+    To re-rank from stored passages, write ``folder / "store"`` with `PassageStore.build` afterwards.
 
     :param ids: the passages' ids, each once.
     :param texts: the passages as the student read them, in the same order.
@@ -136,6 +139,8 @@ def write_search_folder(
                 kept.append(Example({"title": "", "text": text}, id=passage_id))
     temporary.replace(folder / PASSAGES)
     np.save(folder / OFFSETS, np.frombuffer(offsets, np.int64), allow_pickle=False)
+    for earlier in ("index", "bm25", "store"):
+        shutil.rmtree(folder / earlier, ignore_errors=True)
     if index is not None:
         index.save(folder / "index")
     elif kept is not None:

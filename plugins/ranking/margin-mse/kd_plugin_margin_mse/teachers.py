@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from attrs import frozen
+from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
@@ -32,8 +35,19 @@ __all__ = [
 Pair = tuple[str, str]
 Triple = tuple[str, str, str]
 
-CACHED_FLOATS = 32_000_000
-"""How much an `EmbeddingTeacher` keeps: 128 MB, that is 83,000 vectors of MiniLM."""
+
+@frozen(eq=False)
+class Embedded:
+    """Texts as an embedding teacher sees them.
+
+    :param queries: float32 (queries, dim), times the teacher's scale, so that dot products are its scores.
+    :param passages: float32 (passages, dim).
+    :param query_ms: mean milliseconds to encode one query alone.
+    """
+
+    queries: NDArray[np.float32]
+    passages: NDArray[np.float32]
+    query_ms: float
 
 
 class PairTeacher(nn.Module):
@@ -66,6 +80,10 @@ class PairTeacher(nn.Module):
 
     def _scores(self, pairs: Sequence[Pair]) -> Tensor:
         raise NotImplementedError
+
+    def embed(self, queries: Sequence[str], passages: Sequence[str]) -> Embedded | None:
+        """Queries and passages as vectors whose dot products are the scores; None where the teacher has none."""
+        return None
 
     def train(self, mode: bool = True) -> PairTeacher:
         """Stay in eval mode: a teacher has no dropout."""
@@ -106,8 +124,8 @@ class EmbeddingTeacher(PairTeacher):
     MaxSim of a multi-vector model.
 
     Queries and passages go through ``encode_query`` and ``encode_document``, so a model's own prompts are kept.
-    Each distinct text is encoded once and kept, up to `CACHED_FLOATS`, for later calls. A vector kept from
-    another batch differs from a fresh one by float noise only.
+    Each distinct text of a call is encoded once. Nothing is kept between calls: a vector's last bits depend on the
+    batch that it is computed in, and equal calls have to give equal scores.
 
     :param model: a ``SentenceTransformer`` or ``MultiVectorEncoder``.
     :param scale: multiplies the scores.
@@ -118,45 +136,42 @@ class EmbeddingTeacher(PairTeacher):
         super().__init__()
         self.model, self.scale, self.batch_size = model, scale, batch_size
         self.single_vector = isinstance(model, SentenceTransformer)
-        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
-        self._floats = 0
         self.eval()
 
+    def embed(self, queries: Sequence[str], passages: Sequence[str]) -> Embedded | None:
+        if not self.single_vector:
+            return None
+        by_query = self._vectors(queries, self.model.encode_query)
+        by_passage = self._vectors(passages, self.model.encode_document)
+        start = time.perf_counter()
+        for query in queries[:10]:
+            self._vectors([query], self.model.encode_query)
+        milliseconds = 1000 * (time.perf_counter() - start) / len(queries[:10])
+        return Embedded(
+            (torch.stack([by_query[text] for text in queries]) * self.scale).cpu().numpy(),
+            torch.stack([by_passage[text] for text in passages]).cpu().numpy(),
+            milliseconds,
+        )
+
     def _scores(self, pairs: Sequence[Pair]) -> Tensor:
-        queries = self._vectors("query", [query for query, _ in pairs], self.model.encode_query)
-        passages = self._vectors("passage", [passage for _, passage in pairs], self.model.encode_document)
-        device = next(self.parameters()).device
+        queries = self._vectors([query for query, _ in pairs], self.model.encode_query)
+        passages = self._vectors([passage for _, passage in pairs], self.model.encode_document)
         parts = []
         for start in range(0, len(pairs), self.batch_size):
             chunk = pairs[start : start + self.batch_size]
-            left = [queries[query].to(device) for query, _ in chunk]
-            right = [passages[passage].to(device) for _, passage in chunk]
+            left = [queries[query] for query, _ in chunk]
+            right = [passages[passage] for _, passage in chunk]
             if self.single_vector:
                 parts.append((torch.stack(left) * torch.stack(right)).sum(-1))
             else:
                 parts.append(self.model.similarity_pairwise(left, right))
         return torch.cat(parts).float() * self.scale
 
-    def _vectors(self, role: str, texts: Sequence[str], encode: Callable[..., Any]) -> dict[str, Tensor]:
+    def _vectors(self, texts: Sequence[str], encode: Callable[..., Any]) -> dict[str, Tensor]:
         distinct = list(dict.fromkeys(texts))
-        missing = [text for text in distinct if (role, text) not in self._kept]
-        found = {text: self._kept[role, text] for text in distinct if (role, text) in self._kept}
-        if missing:
-            device = next(self.parameters()).device
-            with torch.autocast(device.type, enabled=False):
-                encoded = encode(missing, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=False)
-            found |= {text: vector.float().cpu().clone() for text, vector in zip(missing, encoded)}
-        for text in distinct:
-            self._keep((role, text), found[text])
-        return found
-
-    def _keep(self, key: tuple[str, str], vector: Tensor) -> None:
-        if key not in self._kept:
-            self._floats += vector.numel()
-        self._kept[key] = vector
-        self._kept.move_to_end(key)
-        while self._floats > CACHED_FLOATS:
-            self._floats -= self._kept.popitem(last=False)[1].numel()
+        with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+            encoded = encode(distinct, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=False)
+        return {text: vector.float() for text, vector in zip(distinct, encoded)}
 
 
 class EnsembleTeacher(PairTeacher):

@@ -97,6 +97,15 @@ def test_the_candidates_are_bm25s(tmp_path: Path, tiny_bert: str, tokenizer: Any
     assert searcher.search("zyzzyva ☃", 5) == []
 
 
+def test_writing_again_leaves_nothing_of_before(tmp_path: Path, tiny_bert: str, tokenizer: Any) -> None:
+    write("bert_dot", tiny_bert, tokenizer, tmp_path)
+    write("colbert", tiny_bert, tokenizer, tmp_path)
+    assert not (tmp_path / "index").exists()
+    write("bert_dot", tiny_bert, tokenizer, tmp_path)
+    assert not (tmp_path / "bm25").exists()
+    assert len(Searcher(tmp_path, device="cpu").search("zyzzyva", 3)) == 3
+
+
 def test_many_queries_at_once(tmp_path: Path, tiny_bert: str, tokenizer: Any) -> None:
     for architecture in ("bert_dot", "tk"):
         write(architecture, tiny_bert, tokenizer, tmp_path / architecture)
