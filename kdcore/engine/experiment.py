@@ -104,9 +104,7 @@ class Experiment:
 
     def run(self) -> None:
         """Do what is not done yet, in a fixed order: for each seed the method's arm, then the others."""
-        from kdcore.reports.card import write_cards
-        from kdcore.reports.html import write_report
-        from kdcore.reports.result import write_result
+        from kdcore.reports import write_all
         from kdcore.reports.terminal import print_table
 
         first = not (self.folder / "plan.json").exists()
@@ -125,9 +123,7 @@ class Experiment:
                 self._arm(arm, seed)
         self._references()
         if self.accelerator.is_main_process:
-            write_result(self.folder)
-            write_cards(self.folder)
-            write_report(self.folder)
+            write_all(self.folder)
             print_table(self.folder)
             self._farewell()
 

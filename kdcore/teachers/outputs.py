@@ -105,8 +105,9 @@ class StageTeachers:
             with progress.bar(f"teacher {name}", len(missing)) as bar:
                 for number, indices in enumerate(batches):
                     if number % self.run.world == self.run.rank:
-                        outputs = self.compute(name, self._batch([pool[i] for i in indices]))
-                        store.append([keys[i] for i in indices], self._rows(name, outputs, len(indices)))
+                        batch = self._batch([pool[i] for i in indices])
+                        rows = self._rows(name, self.compute(name, batch), batch)
+                        store.append([keys[i] for i in indices], rows)
                     bar.advance(len(indices))
             if self.run.world > 1:
                 self.run.gather(None)
@@ -117,8 +118,9 @@ class StageTeachers:
         assert data is not None
         return Batch((data.collate or pad)([data.item(e) for e in examples]), examples).to(self.run.device)
 
-    def _rows(self, name: str, outputs: Mapping[str, torch.Tensor], count: int) -> list[dict[str, Any]]:
-        schema = self[name].store or {}
+    def _rows(self, name: str, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """One dictionary per example; ragged outputs are cut to the example's own length."""
+        schema, count = self[name].store or {}, len(batch)
         for output in schema:
             if output not in outputs:
                 raise PluginError(f"teacher_outputs gave no {output!r} for teacher {name!r}, which its store lists")
@@ -126,8 +128,12 @@ class StageTeachers:
                 raise PluginError(f"teacher {name!r}: {output!r} has {len(outputs[output])} rows for {count} examples")
             if outputs[output].is_floating_point() and not torch.isfinite(outputs[output]).all():
                 raise RunError(f"teacher {name!r} gave NaN or infinite {output!r}; nothing of this batch was stored")
-        arrays = {output: outputs[output].detach().cpu() for output in schema}
-        return [{output: arrays[output][row] for output in schema} for row in range(count)]
+        arrays = {output: list(outputs[output].detach().cpu()) for output in schema}
+        for output, row in schema.items():
+            if row.lengths is not None:
+                lengths = batch.mask(row.lengths).sum(1).tolist()
+                arrays[output] = [values[:length] for values, length in zip(arrays[output], lengths)]
+        return [{output: arrays[output][place] for output in schema} for place in range(count)]
 
     def _fill_from_rows(
         self, name: str, teacher: Teacher, store: Store, wanted: Sequence[Example], progress: Progress

