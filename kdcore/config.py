@@ -7,7 +7,6 @@ Every mistake becomes one line that names the file (or flag), the key and what i
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from kdcore.recipe import option
 from kdcore.sources import KeyPath, Sources
 from kdcore.structure import UNSET, MismatchError, converter, show, toml_key, toml_value, words
 
-__all__ = ["Configuration", "RunOptions", "config_hash", "configure", "read_run", "to_toml"]
+__all__ = ["Configuration", "RunOptions", "configure", "read_run", "settings_of", "to_toml"]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -317,14 +316,20 @@ def _comments(field: attrs.Attribute[Any]) -> list[str]:
     return [f"# {' '.join(text.split())}" for text in (help, limits) if text]
 
 
-def config_hash(configuration: Configuration) -> str:
-    """sha256 (hex) of what the results depend on: each plugin's name, version and fields, and the engine's options
+def settings_of(configuration: Configuration) -> dict[str, Any]:
+    """What the results depend on, by key, as JSON values: each plugin's version and fields, and the engine's options
     seed, device, precision, max_steps and threads. Data and teachers have fingerprints of their own.
     """
-    plugins = [
-        [name, configuration.infos[name].version if name in configuration.infos else "", attrs.asdict(instance)]
-        for name, instance in configuration.plugins.items()
-    ]
-    run = {name: getattr(configuration.run, name) for name in CHANGES_RESULTS}
-    text = json.dumps({"plugins": plugins, "run": run}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    settings = {f"version of {name}": info.version for name, info in configuration.infos.items()}
+    owner = next(iter(configuration.plugins))
+    for name, instance in configuration.plugins.items():
+        settings |= _flat(attrs.asdict(instance), () if name == owner else (name,))
+    settings |= {f"run.{name}": getattr(configuration.run, name) for name in CHANGES_RESULTS}
+    settings = json.loads(json.dumps(settings))
+    return settings
+
+
+def _flat(value: Any, path: KeyPath) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {".".join(path): value}
+    return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, (*path, str(name))).items()}

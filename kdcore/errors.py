@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KDCoreError(Exception):
     """An error whose text is one clear line; ``exit_code`` is what the command line returns."""
@@ -21,3 +24,17 @@ class PluginError(InputError):
 
 class RunError(KDCoreError):
     """A run failed while running; everything paid for is kept and the run can be resumed (exit code 1)."""
+
+
+@contextmanager
+def blaming(place: str) -> Iterator[None]:
+    """Note on an error that is none of the above in whose code it was raised, unless that is known already.
+
+    :param place: ``"in hook student_loss of plugin NAME"``, shown at the end of the error's one line.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, KDCoreError) and not getattr(error, "__notes__", ()):
+            error.add_note(place)
+        raise

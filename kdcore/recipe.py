@@ -84,7 +84,11 @@ def _positive(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _one_of(*choices: str) -> Any:
-    return attrs.validators.in_(choices)
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value not in choices:
+            raise ValueError(f"{attribute.name} = {value!r} must be one of {', '.join(map(repr, choices))}")
+
+    return check
 
 
 @frozen(eq=False)

@@ -9,7 +9,7 @@ import pytest
 from attrs import frozen
 
 from kdcore import hookimpl, option
-from kdcore.config import Configuration, RunOptions, config_hash, configure, read_run, to_toml
+from kdcore.config import Configuration, RunOptions, configure, read_run, settings_of, to_toml
 from kdcore.errors import InputError, PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo
 
@@ -257,7 +257,7 @@ def test_toml_round_trip(tmp_path: Path, overrides: tuple[str, ...], documented:
     file.write_text(to_toml(configuration, documented), encoding="utf-8")
     again = configured(file=file)
     assert again == configuration
-    assert config_hash(again) == config_hash(configuration)
+    assert settings_of(again) == settings_of(configuration)
 
 
 def test_documented_toml_tells_help_bounds_and_choices() -> None:
@@ -272,16 +272,16 @@ def test_documented_toml_tells_help_bounds_and_choices() -> None:
             assert f"# {field.metadata['help']}\n" in text
 
 
-def test_hash_follows_what_changes_results() -> None:
-    base = config_hash(configured())
+def test_settings_follow_what_changes_results() -> None:
+    base = settings_of(configured())
     for override in ("steps=3", "student.layers=1", "my-joiner.weight=3", "run.seed=1", "run.precision=bf16",
                      "run.max_steps=1", "run.device=cpu", "run.threads=1"):  # fmt: skip
-        assert config_hash(configured(override)) != base, override
+        assert settings_of(configured(override)) != base, override
     for override in ("run.out=x", "run.store=x", "run.seeds=3", "run.compare=true", "run.log_every=1",
                      "run.trackers=[]", "run.workers=2", "run.data=x"):  # fmt: skip
-        assert config_hash(configured(override)) == base, override
+        assert settings_of(configured(override)) == base, override
     newer = attrs.evolve(METHOD, info=attrs.evolve(METHOD.info, version="0.2.0"))
-    assert config_hash(configure([newer, JOINER])) != base
+    assert settings_of(configure([newer, JOINER])) != base
 
 
 FILE_PLUGIN = """
@@ -312,7 +312,7 @@ def test_a_run_folder_is_read_back_from_anywhere(tmp_path: Path, monkeypatch: py
     again = read_run(moved)
     assert again.plugins["mine"].steps == 5
     assert again.run == attrs.evolve(configuration.run, out=str(moved))
-    assert config_hash(again) == config_hash(configuration)
+    assert settings_of(again) == settings_of(configuration)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

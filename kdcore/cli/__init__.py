@@ -32,7 +32,13 @@ COMMANDS = {
     "completion": ("kdcore.cli.completion:completion", "Print the shell's completion script."),
 }
 
-FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
+FULL_OR_FORBIDDEN = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
+    errno.EROFS: "name another folder",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+}
 
 STDOUT = 1
 QUIET = {
@@ -93,8 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             return _invoke(args)
         except click.ClickException as error:
-            error.show()
-            return error.exit_code
+            return _misused(error)
         except (KeyboardInterrupt, click.Abort) as error:
             if debug:
                 traceback.print_exc()
@@ -117,12 +122,22 @@ def _invoke(args: Sequence[str]) -> int:
     return 0
 
 
+def _misused(error: click.ClickException) -> int:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()
+    else:
+        context = getattr(error, "ctx", None)
+        advice = f"; see '{context.command_path} --help'" if context else ""
+        _say(f"error: {error.format_message().rstrip('.')}{advice}")
+    return error.exit_code
+
+
 def _failed(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, KDCoreError):
         _say(f"error: {error}{_resume(error)}")
-        return error.exit_code
+        return 2 if error.__cause__ and _full_or_forbidden(error.__cause__) else error.exit_code
     if reason := _full_or_forbidden(error):
         _say(f"error: {reason}{_resume(error)}")
         return 2
@@ -138,8 +153,9 @@ def _full_or_forbidden(error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else int(foreign[1]) if foreign else None
     if number not in FULL_OR_FORBIDDEN:
         return ""
-    file = getattr(error, "filename", None)
-    return f"{file}: {os.strerror(number)}" if file else " ".join(str(error).split())
+    file = getattr(error, "filename", None) or getattr(error, "run_folder", None)
+    reason = f"{file}: {os.strerror(number)}" if file else " ".join(str(error).split())
+    return f"{reason}; {FULL_OR_FORBIDDEN[number]}"
 
 
 def _resume(error: BaseException) -> str:

@@ -93,11 +93,10 @@ class Checkpoints:
             if scaler is not None and stored["scaler"]:
                 scaler.load_state_dict(stored["scaler"])
             return TrainingState(**fields)
-        except InputError:
-            raise
         except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
             raise InputError(
-                f"{newest}: unreadable checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                f"{newest}: unreadable checkpoint ({type(error).__name__}: {reason}); "
                 "delete this folder to train the stage again from its start"
             ) from error
 

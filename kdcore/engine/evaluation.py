@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
 
@@ -32,10 +33,15 @@ def evaluate_subject(
     ):
         for plugin in plugins.implementers("evaluate"):
             answer = plugins.ask(plugin, "evaluate", run=run, stage=stage, model=model, subject=subject, split=split)
+            if not isinstance(answer, Iterable | None):
+                raise PluginError(f"evaluate of plugin {plugin} gave a {type(answer).__name__}; return a list of Metric")
             for metric in answer or ():
                 if not isinstance(metric, Metric) or metric.name in metrics:
                     name = getattr(metric, "name", metric)
                     raise PluginError(f"evaluate of plugin {plugin} gave {name!r} twice, or not as a Metric")
+                if not isinstance(metric.value, SupportsFloat):
+                    kind = type(metric.value).__name__
+                    raise PluginError(f"{metric.name} of plugin {plugin} is a {kind}; give its value as a number")
                 if math.isnan(metric.value):
                     raise RunError(f"{metric.name} of {subject} on {split} is NaN (plugin {plugin})")
                 metrics[metric.name] = metric

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,35 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from kdcore.config import Configuration, to_toml
-from kdcore.data.splits import Splits, inspect_splits
+from kdcore.config import Configuration, RunOptions, to_toml
+from kdcore.data.splits import Inspection, Splits, inspect_splits
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
 from kdcore.engine.identity import check_identity, environment
-from kdcore.engine.plan import CONTROL, METHOD, Plan, describe, make_plan, plan_to_json
+from kdcore.engine.plan import CONTROL, METHOD, Plan, describe, make_plan, plan_to_json, plugins_of, recipe_of
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder
 from kdcore.engine.tracking import event_log, tracker
-from kdcore.errors import InputError
+from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import locked, read_json, write_json, write_text
 from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Recipe, Stage
 from kdcore.run import Run
 from kdcore.teachers.outputs import StageTeachers
 
+BEFORE_THE_START = {".lock", "events.log", "data.json"}
 
 def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     """Run a configuration to its end, or go on with the run in ``resume``; returns the run folder.
 
     :raises InputError: the folder holds something else, or the run was begun under other conditions.
     """
+    check_device(configuration.run)
     folder = resume or new_folder(configuration)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}); name a folder that can") from None
     transformers.utils.logging.disable_progress_bar()
     try:
         with locked(folder), event_log(folder):
@@ -51,17 +56,40 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
 
 def dry_run(configuration: Configuration) -> None:
     """Check everything that can be checked without loading a model, and print the plan."""
+    check_device(configuration.run)
     new_folder(configuration)
     run = Run(folder=Path(), seed=configuration.run.seed, data_path=configuration.run.data)
     plan = make_plan(configuration, run)
     seed_everything(derive(run.seed, "data"))
-    splits = Splits(plan.recipe.data(run))
-    found = inspect_splits(splits, plan.recipe.identity)
+    splits, found = open_data(plan.recipe, run, next(iter(configuration.plugins)))
     progress = Progress()
     for line in describe(plan, splits, configuration):
         progress.line(line)
     if found.leaks:
         progress.line(f"leaks     {len(found.leaks)}, first {found.leaks[0]}")
+
+
+def check_device(options: RunOptions) -> None:
+    """Refuse a device that torch does not see, and a precision that the device does not have."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(options.device, True):
+        raise InputError(f"--device {options.device}: torch sees no such device here; use --device cpu")
+    if options.precision == "fp16" and (options.device == "cpu" or not available["cuda"]):
+        raise InputError("--precision fp16 needs a CUDA device; use bf16 or no")
+
+
+def open_data(recipe: Recipe, run: Run, owner: str) -> tuple[Splits, Inspection]:
+    """The recipe's splits, and what `inspect_splits` finds in them.
+
+    :param owner: the plugin whose recipe it is.
+    :raises PluginError: the recipe's ``data`` gives no splits of examples.
+    """
+    with blaming(f"in the recipe's data of plugin {owner}"):
+        opened = recipe.data(run)
+        if not isinstance(opened, Mapping):
+            raise PluginError(f"the recipe's data of plugin {owner} gave {type(opened).__name__}; return named splits")
+        splits = Splits(opened)
+        return splits, inspect_splits(splits, recipe.identity)
 
 
 def new_folder(configuration: Configuration) -> Path:
@@ -72,7 +100,7 @@ def new_folder(configuration: Configuration) -> Path:
     folder = Path(configuration.run.out)
     if folder.is_file():
         raise InputError(f"--out {folder}: is a file; name a folder")
-    if folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name not in BEFORE_THE_START for path in folder.iterdir()):
         hint = f"go on with: kdcore run --resume {folder}" if (folder / "config.toml").exists() else "name a new folder"
         raise InputError(f"--out {folder}: is not empty; {hint}")
     return folder
@@ -86,10 +114,6 @@ class Experiment:
         self.owner = next(iter(configuration.plugins))
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        if self.options.precision == "fp16" and not torch.cuda.is_available():
-            raise InputError("--precision fp16 needs a CUDA device; use bf16 or no")
-        if self.options.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
         self.accelerator = Accelerator(
             mixed_precision=self.options.precision,
             cpu=self.options.device == "cpu",
@@ -108,11 +132,10 @@ class Experiment:
         from kdcore.reports.terminal import print_table
 
         first = not (self.folder / "plan.json").exists()
-        if self.accelerator.is_main_process:
-            write_text(self.folder / "config.toml", to_toml(self._resolved()))
         splits = self._data(self._run_of(self.plan.arms[0], self.options.seed), self.plan.recipe, self.plan.arms[0])
         check_identity(self.folder, self._resolved(), splits, self.accelerator)
         if self.accelerator.is_main_process:
+            write_text(self.folder / "config.toml", to_toml(self._resolved()))
             if first:
                 write_json(self.folder / "environment.json", environment(self.configuration))
             write_json(self.folder / "plan.json", plan_to_json(self.plan, self.configuration, splits))
@@ -167,19 +190,12 @@ class Experiment:
             world=self.accelerator.num_processes,
         )
 
-    def _plugins_of(self, arm: Arm) -> Plugins:
-        instances = dict(self.configuration.plugins)
-        instances[self.owner] = attrs.evolve(instances[self.owner], **arm.set)
-        return Plugins(instances)
-
     def _data(self, run: Run, recipe: Recipe, arm: Arm) -> Splits:
         """The arm's data, opened once for all seeds and for all arms with the same settings."""
         key = repr(sorted(arm.set.items()))
         if key not in self._splits:
             seed_everything(derive("data"))
-            opened = recipe.data(run)
-            splits = Splits(opened)
-            found = inspect_splits(splits, recipe.identity)
+            splits, found = open_data(recipe, run, self.owner)
             if found.leaks or any(found.duplicates.values()):
                 self.progress.line(f"data: {len(found.leaks)} leaks, duplicates {dict(found.duplicates)}")
             if self.accelerator.is_main_process:
@@ -194,8 +210,8 @@ class Experiment:
         if (folder / "evaluation.json").exists():
             self._bounds.setdefault(seed, self._steps(folder, seed, last) if arm.name == METHOD else None)
             return
-        run, plugins = self._run_of(arm, seed), self._plugins_of(arm)
-        recipe: Recipe = plugins.ask(self.owner, "recipe", run=run)
+        run, plugins = self._run_of(arm, seed), plugins_of(self.configuration, arm)
+        recipe = recipe_of(plugins, run)
         run.data = self._data(run, recipe, arm)
         stages = ordered(recipe.stages)
         with tracker(self.options.trackers, self.folder, f"{arm.name}-seed-{seed}", self.accelerator) as track:
@@ -277,8 +293,8 @@ class Experiment:
     def _references(self) -> None:
         """Measure, once for the whole run, each teacher that has a module and each yardstick."""
         arm = self.plan.arms[0]
-        run, plugins = self._run_of(arm, self.plan.seeds[0]), self._plugins_of(arm)
-        recipe: Recipe = plugins.ask(self.owner, "recipe", run=run)
+        run, plugins = self._run_of(arm, self.plan.seeds[0]), plugins_of(self.configuration, arm)
+        recipe = recipe_of(plugins, run)
         run.data = self._data(run, recipe, arm)
         if not self._has_test(run):
             return

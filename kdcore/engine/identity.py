@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdcore.config import Configuration, config_hash
+from kdcore.config import Configuration, settings_of
 from kdcore.data.splits import Splits
 from kdcore.errors import InputError
 from kdcore.files import read_json, write_json
@@ -44,13 +44,12 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
     :raises InputError: something that the final weights depend on has changed; names it and both values.
     """
     identity = {
-        "configuration": config_hash(configuration),
+        **settings_of(configuration),
         "data": splits.fingerprint(),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "threads": torch.get_num_threads(),
         **{f"version of {package}": _version(package) for package in PACKAGES},
-        **{f"version of {info.name}": info.version for info in configuration.infos.values()},
     }
     path = folder / "identity.json"
     if not path.exists():
@@ -58,10 +57,18 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
             write_json(path, identity)
         return
     before = read_json(path)
-    changed = [key for key in identity if before.get(key) != identity[key]]
-    if changed:
-        differences = "; ".join(f"{key} was {_short(before.get(key))}, is {_short(identity[key])}" for key in changed)
-        raise InputError(f"{folder}: cannot be resumed to the same result: {differences}; start a new run with --out")
+    changes = [
+        "the data changed" if key == "data" else f"{key} was {_short(before.get(key))}, is {_short(identity.get(key))}"
+        for key in {**identity, **before}
+        if before.get(key) != identity.get(key)
+    ]
+    if changes:
+        store = folder / "store"
+        kept = f", with --store {store} to keep its teacher outputs" if store.is_dir() else ""
+        raise InputError(
+            f"{folder}: cannot be resumed to the same result: {'; '.join(changes)}; "
+            f"undo that, or start a new run with --out{kept}"
+        )
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,13 @@ class Plan:
 
 
 def make_plan(configuration: Configuration, run: Run) -> Plan:
-    """Ask for the recipe and check it.
+    """Ask for the recipe of every arm and check it.
 
-    :raises PluginError: no recipe, a circle of stages, an arm that sets an unknown field or is named twice.
+    :raises PluginError: no recipe or a contradictory one, a circle of stages, an arm that is named twice or sets an
+        unknown field or a value that the field refuses.
     """
     owner = next(iter(configuration.plugins))
-    recipe = Plugins(configuration.plugins).ask(owner, "recipe", run=run)
-    if not isinstance(recipe, Recipe) or not recipe.stages:
-        raise PluginError(f"plugin {owner} gave no Recipe with stages; its recipe hook must return one")
+    recipe = recipe_of(Plugins(configuration.plugins), run)
     stages = ordered(recipe.stages)
     options = configuration.run
     arms = [Arm(METHOD), *arms_of(recipe)] if options.compare else [Arm(METHOD)]
@@ -52,7 +52,39 @@ def make_plan(configuration: Configuration, run: Run) -> Plan:
         for key in arm.set:
             if key not in fields:
                 raise PluginError(f"arm {arm.name!r} of plugin {owner} sets {key!r}, which is no field of it")
+        if arm.set:
+            of_arm = copy(run)
+            of_arm.arm = arm
+            ordered(recipe_of(plugins_of(configuration, arm), of_arm).stages)
     return Plan(recipe, stages, arms, range(options.seed, options.seed + options.seeds))
+
+
+def recipe_of(plugins: Plugins, run: Run) -> Recipe:
+    """The owner's recipe, as changed by the joiners.
+
+    :raises PluginError: it is none, has no stages, or its parts contradict each other.
+    """
+    try:
+        recipe = plugins.ask(plugins.owner, "recipe", run=run)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{error} ({' '.join(error.__notes__)}); mend the recipe") from error
+    if not isinstance(recipe, Recipe) or not recipe.stages:
+        raise PluginError(f"plugin {plugins.owner} gave no Recipe with stages; its recipe hook must return one")
+    return recipe
+
+
+def plugins_of(configuration: Configuration, arm: Arm) -> Plugins:
+    """The run's plugins with the arm's settings.
+
+    :raises PluginError: a field of the owner refuses its value.
+    """
+    instances = dict(configuration.plugins)
+    owner = next(iter(instances))
+    try:
+        instances[owner] = attrs.evolve(instances[owner], **arm.set)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"arm {arm.name!r} of plugin {owner}: {error}; mend its settings") from error
+    return Plugins(instances)
 
 
 def arms_of(recipe: Recipe) -> list[Arm]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdcore.engine.models import Models
 from kdcore.engine.seeds import derive, seed_everything
+from kdcore.errors import PluginError
 from kdcore.recipe import Example, Metric
 from kdcore.synthesis.pool import draw, pool_of, seal
 
@@ -72,6 +73,11 @@ class Rounds:
     def _split(self, control: bool) -> Sequence[Example] | None:
         if self.data.split is None:
             return None
+        if self.data.split not in self.job.run.data:
+            have = ", ".join(self.job.run.data) or "none"
+            raise PluginError(
+                f"stage {self.job.stage.name!r} trains on the split {self.data.split!r}, but the recipe's data has {have}"
+            )
         examples = self.job.run.data[self.data.split]
         if control and any(example.teacher for example in examples):
             return [example for example in examples if not example.teacher]

@@ -16,7 +16,7 @@ from kdcore.engine.merge import merge
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.errors import PluginError
+from kdcore.errors import PluginError, blaming
 from kdcore.files import replacing, write_json
 from kdcore.recipe import Recipe, Stage
 from kdcore.teachers.outputs import StageTeachers
@@ -122,12 +122,13 @@ def run_stage(job: StageJob) -> None:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
-        if job.stage.turns is not None:
-            Training(job).train()
-        elif job.stage.targets is not None:
-            merge(job)
-        else:
-            _run_loop(job)
+        with blaming(f"in stage {job.stage.name!r} of plugin {job.plugins.owner}"):
+            if job.stage.turns is not None:
+                Training(job).train()
+            elif job.stage.targets is not None:
+                merge(job)
+            else:
+                _run_loop(job)
     finally:
         job.run.attach(None)
         job.teachers.release()

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from kdcore.engine.models import Models
-from kdcore.errors import PluginError
+from kdcore.errors import PluginError, blaming
 from kdcore.recipe import LossTerm
 
 AuthoredTerm = tuple[str, LossTerm]
+
+END = object()
 
 
 class Passes:
@@ -41,14 +43,13 @@ class Passes:
                     alive = True
                     terms += _checked(plugin, result)
         for plugin, passes in list(self._started.items()):
-            try:
-                terms += _checked(plugin, next(passes))
-                alive = True
-            except StopIteration:
+            with blaming(_hook_of(plugin)):
+                result = next(passes, END)
+            if result is END:
                 del self._started[plugin]
-            except Exception as error:
-                error.add_note(f"in hook student_loss of plugin {plugin}")
-                raise
+            else:
+                terms += _checked(plugin, result)
+                alive = True
         self.finished = not self._started
         return terms if alive else None
 
@@ -60,6 +61,10 @@ def _checked(plugin: str, terms: Any) -> list[AuthoredTerm]:
         if not isinstance(term, LossTerm):
             raise PluginError(f"student_loss of plugin {plugin} gave a {type(term).__name__} among its LossTerms")
     return [(plugin, term) for term in terms]
+
+
+def _hook_of(plugin: str) -> str:
+    return f"in hook student_loss of plugin {plugin}"
 
 
 def weighted_sum(
@@ -79,7 +84,8 @@ def weighted_sum(
         weight = term.weight_in(control)
         if weight == 0:
             continue
-        value = term.value() if callable(term.value) else term.value
+        with blaming(_hook_of(plugin)):
+            value = term.value() if callable(term.value) else term.value
         if not isinstance(value, torch.Tensor) or value.ndim != 0:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise PluginError(f"loss term {plugin}/{term.name} is {shape}; it must be a scalar tensor")

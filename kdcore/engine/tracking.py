@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcore.errors import InputError
+
 Track = Callable[[Mapping[str, float], int], None]
 
 
 @contextlib.contextmanager
 def tracker(names: Sequence[str], folder: Path, title: str, accelerator: Any) -> Iterator[Track]:
     """Yield ``track({name: value}, step)`` that logs to every tracker in ``names``, on the first process."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+    missing = sorted(set(names) - {kind.value for kind in get_available_trackers()})
+    if missing:
+        raise InputError(f"run.trackers: {missing[0]} is not installed; run `pip install {missing[0]}` or leave it out")
     trackers: list[Any] = []
     if accelerator.is_main_process:
         for name in names:
@@ -36,11 +41,18 @@ def tracker(names: Sequence[str], folder: Path, title: str, accelerator: Any) ->
             each.finish()
 
 
+class _Strict(logging.FileHandler):
+    """Raises what goes wrong (a full disk) in place of printing it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        raise
+
+
 @contextlib.contextmanager
 def event_log(folder: Path) -> Iterator[None]:
     """Send kdcore's log messages to ``events.log`` in the run folder."""
     logger = logging.getLogger("kdcore")
-    handler = logging.FileHandler(folder / "events.log", encoding="utf-8")
+    handler = _Strict(folder / "events.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logger.level
     logger.addHandler(handler)

@@ -115,7 +115,8 @@ class Training:
         self.run.round, self.run.step = number, state.step
         pool = self.rounds.pool(number, self.models, self._validate)
         if not len(pool):
-            raise RunError(f"{self.stage.name}: nothing to train on in round {number}")
+            source = "data_synth made no example" if self.data.synth else f"the split {self.data.split!r} is empty"
+            raise InputError(f"stage {self.stage.name!r}: nothing to train on in round {number}: {source}")
         steps = self._steps_of_round(number, len(pool))
         with self.run.data.sealed("test", when="in training"):
             if not self.job.control:
@@ -232,6 +233,8 @@ class Training:
         )
         for loss, found in passes:
             if loss is not None:
+                if not loss.requires_grad:
+                    raise PluginError(f"{', '.join(found)}: no gradient reaches what turn {turn!r} trains")
                 self.accelerator.backward(loss * self.run.world)
                 trained = True
             for key, value in found.items():
@@ -369,7 +372,8 @@ class Training:
         monitored = self.stage.monitor or self.job.recipe.headline
         if monitored not in metrics:
             raise PluginError(
-                f"stage {self.stage.name!r} monitors {monitored!r}, but evaluate gave {', '.join(metrics) or 'nothing'}"
+                f"stage {self.stage.name!r} monitors {monitored!r}, but evaluate of plugin {', '.join(self._authors)} "
+                f"gave {', '.join(metrics) or 'nothing'}"
             )
         sign = 1.0 if metrics[monitored].better == "higher" else -1.0
         state.history.append((state.step, sign * metrics[monitored].value))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kdcore.data.splits import example_from_json, example_to_json
-from kdcore.errors import InputError, PluginError
+from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import write_text
 from kdcore.recipe import Example, Synth
 
@@ -22,9 +22,11 @@ def draw(streams: Iterable[tuple[str, Iterable[Example]]], *, take: int | None, 
     seen: set[str] = set()
     accepted = 0
     for plugin, stream in streams:
+        if not isinstance(stream, Iterable):
+            raise PluginError(f"data_synth of plugin {plugin} gave a {type(stream).__name__}; return Examples")
         iterator = iter(stream)
         try:
-            for example in iterator:
+            for example in _blamed(iterator, plugin):
                 if not isinstance(example, Example):
                     raise PluginError(f"data_synth of plugin {plugin} gave a {type(example).__name__}, not an Example")
                 if control and example.teacher:
@@ -36,18 +38,30 @@ def draw(streams: Iterable[tuple[str, Iterable[Example]]], *, take: int | None, 
                 accepted += 1
                 if take is not None and accepted >= take:
                     return
-        except Exception as error:
-            error.add_note(f"in the stream of data_synth of plugin {plugin}")
-            raise
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
 
 
+def _blamed(stream: Iterator[Example], plugin: str) -> Iterator[Example]:
+    with blaming(f"in hook data_synth of plugin {plugin}"):
+        yield from stream
+
+
 def seal(path: Path, examples: Iterable[Example]) -> None:
-    """Write one round's examples, all or nothing."""
-    write_text(path, "".join(json.dumps(example_to_json(e), ensure_ascii=False) + "\n" for e in examples))
+    """Write one round's examples, all or nothing.
+
+    :raises PluginError: an example holds what JSON cannot.
+    """
+    write_text(path, "".join(_line(example) for example in examples))
+
+
+def _line(example: Example) -> str:
+    try:
+        return json.dumps(example_to_json(example), ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"data_synth gave an example {example.id!r} that JSON cannot hold: {error}") from error
 
 
 def read_sealed(path: Path) -> list[Example]:

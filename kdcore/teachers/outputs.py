@@ -10,7 +10,7 @@ import torch
 
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
-from kdcore.errors import InputError, PluginError, RunError
+from kdcore.errors import InputError, PluginError, blaming
 from kdcore.recipe import Example, Stage, Teacher
 from kdcore.teachers.store import Store, fingerprint_path, row_key
 
@@ -47,7 +47,8 @@ class StageTeachers:
             if build is None:
                 raise PluginError(f"teacher {name!r} has no module of its own")
             self.run.log(f"loading teacher {name}")
-            module = build(self.run).to(self.run.device)
+            with blaming(f"while teacher {name!r} was built"):
+                module = build(self.run).to(self.run.device)
             self._modules[name] = module.requires_grad_(False).eval()
         return self._modules[name]
 
@@ -124,10 +125,15 @@ class StageTeachers:
         for output in schema:
             if output not in outputs:
                 raise PluginError(f"teacher_outputs gave no {output!r} for teacher {name!r}, which its store lists")
+            if not isinstance(outputs[output], torch.Tensor) or outputs[output].ndim == 0:
+                raise PluginError(f"teacher {name!r}: {output!r} is no tensor with a row for each example")
             if len(outputs[output]) != count:
                 raise PluginError(f"teacher {name!r}: {output!r} has {len(outputs[output])} rows for {count} examples")
             if outputs[output].is_floating_point() and not torch.isfinite(outputs[output]).all():
-                raise RunError(f"teacher {name!r} gave NaN or infinite {output!r}; nothing of this batch was stored")
+                raise InputError(
+                    f"teacher {name!r} gave NaN or infinite {output!r} for one of {batch.ids[:3]}, ...: "
+                    "none of these was stored; check the teacher's weights and these examples"
+                )
         arrays = {output: list(outputs[output].detach().cpu()) for output in schema}
         for output, row in schema.items():
             if row.lengths is not None:
@@ -177,8 +183,12 @@ class StageTeachers:
                     models=models,
                     batch=batch,
                 )
-                if outputs is not None:
-                    return outputs
+                if outputs is None:
+                    continue
+                if not isinstance(outputs, Mapping):
+                    kind = type(outputs).__name__
+                    raise PluginError(f"teacher_outputs of plugin {plugin} gave a {kind}; return named tensors")
+                return outputs
         raise PluginError(f"no plugin answers teacher_outputs for teacher {name!r} of stage {self.stage.name!r}")
 
 
@@ -234,8 +244,5 @@ def _first_of_each(keys: Sequence[bytes], positions: Iterable[int]) -> list[int]
 
 
 def _blamed(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    try:
+    with blaming(f"while reading the rows of teacher {name!r}"):
         yield from rows
-    except Exception as error:
-        error.add_note(f"while reading the rows of teacher {name!r}")
-        raise

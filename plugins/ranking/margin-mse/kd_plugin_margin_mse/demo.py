@@ -213,8 +213,9 @@ def _split(docstring: str) -> tuple[str, str]:
     summary = _plain(first)
     end = SENTENCE_END.search(summary)
     question, more = (summary[: end.end()], summary[end.end() :]) if end else (summary, "")
+    question = question.rstrip(".: ")
     words = f"{more} {_plain(_prose(rest))}".replace(question, " ").split()
-    return question.rstrip(".: "), " ".join(words[: PASSAGE_WORDS[1]])
+    return question, " ".join(words[: PASSAGE_WORDS[1]])
 
 
 def _prose(text: str) -> str:
