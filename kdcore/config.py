@@ -43,7 +43,9 @@ class RunOptions:
     store: str = option("", "folder of teacher outputs and answers shared by several runs; empty keeps them in the run")
     seed: int = option(0, "the first seed", least=0)
     seeds: int = option(1, "how many seeds to run", least=1)
-    compare: bool = option(False, "also train the control without distillation, and the declared arms")
+    compare: bool | None = option(
+        None, "also train the control without distillation, and the declared arms; unset: in the demo, not on your data"
+    )
     device: Device = option("auto", "where to train", choices=DEVICES)
     precision: Precision = option("no", "mixed precision", choices=PRECISIONS)
     max_steps: int | None = option(None, "at most so many optimiser steps in each stage, for a quick try", least=1)
@@ -51,6 +53,11 @@ class RunOptions:
     trackers: tuple[Tracker, ...] = option(("tensorboard",), "where metrics are logged besides the run folder")
     threads: int | None = option(None, "CPU threads; unset lets torch decide", least=1)
     log_every: int = option(10, "optimiser steps between two lines of metrics", least=1)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the control and the declared arms are run too."""
+        return not self.data if self.compare is None else self.compare
 
 
 @frozen

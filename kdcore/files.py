@@ -23,7 +23,9 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:  # a failed write does not say where
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
 

@@ -24,7 +24,7 @@ def execute(tmp_path: Path) -> Callable[..., Path]:
 
     def call(*settings: str, plugins: tuple[Path, ...] = (SOFT_LABELS,), out: str = "run", **options: object) -> Path:
         loaded = [load(str(path)) for path in plugins]
-        given = {"device": "cpu", "threads": 1, "trackers": (), **options, "out": str(tmp_path / out)}
+        given = {"device": "cpu", "threads": 1, "trackers": (), "compare": False, **options, "out": str(tmp_path / out)}
         return run(configure(loaded, None, settings, given))
 
     return call

@@ -47,7 +47,9 @@ Exit codes: 0 done; 1 failed while running (resumable); 2 the input is wrong;
 @click.option("--data", metavar="PATH", help="Folder or file of your data; without it the plugin's demo runs.")
 @click.option("--out", metavar="DIR", help="The run folder to write.")
 @click.option("--store", metavar="DIR", help="Share teacher outputs and answers with other runs in this folder.")
-@click.option("--compare", is_flag=True, default=None, help="Also train the control without distillation.")
+@click.option(
+    "--compare/--no-compare", default=None, help="Also train the control, untaught; by default in the demo only."
+)
 @click.option("--seeds", type=int, metavar="N", help="How many seeds.")
 @click.option("--seed", type=int, metavar="N", help="The first seed.")
 @click.option("--max-steps", type=int, metavar="N", help="Shorten every stage, for a quick try.")

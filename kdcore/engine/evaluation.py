@@ -34,7 +34,9 @@ def evaluate_subject(
         for plugin in plugins.implementers("evaluate"):
             answer = plugins.ask(plugin, "evaluate", run=run, stage=stage, model=model, subject=subject, split=split)
             if not isinstance(answer, Iterable | None):
-                raise PluginError(f"evaluate of plugin {plugin} gave a {type(answer).__name__}; return a list of Metric")
+                raise PluginError(
+                    f"evaluate of plugin {plugin} gave a {type(answer).__name__}; return a list of Metric"
+                )
             for metric in answer or ():
                 if not isinstance(metric, Metric) or metric.name in metrics:
                     name = getattr(metric, "name", metric)

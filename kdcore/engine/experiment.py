@@ -26,11 +26,12 @@ from kdcore.engine.tracking import event_log, tracker
 from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import locked, read_json, write_json, write_text
 from kdcore.plugins import Plugins
-from kdcore.recipe import Arm, Recipe, Stage
+from kdcore.recipe import Arm, Example, Recipe, Stage
 from kdcore.run import Run
 from kdcore.teachers.outputs import StageTeachers
 
 BEFORE_THE_START = {".lock", "events.log", "data.json"}
+
 
 def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     """Run a configuration to its end, or go on with the run in ``resume``; returns the run folder.
@@ -44,11 +45,16 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}); name a folder that can") from None
     transformers.utils.logging.disable_progress_bar()
+    begun = False
     try:
         with locked(folder), event_log(folder):
-            Experiment(configuration, folder).run()
+            experiment = Experiment(configuration, folder)
+            experiment.begin()
+            begun = True
+            experiment.run()
     except BaseException as error:
-        if (folder / "config.toml").exists() and not isinstance(error, InputError):
+        resumable = begun if isinstance(error, InputError) else (folder / "config.toml").exists()
+        if resumable and not isinstance(error, PluginError):
             error.run_folder = folder  # type: ignore[attr-defined]
         raise
     return folder
@@ -89,6 +95,11 @@ def open_data(recipe: Recipe, run: Run, owner: str) -> tuple[Splits, Inspection]
         if not isinstance(opened, Mapping):
             raise PluginError(f"the recipe's data of plugin {owner} gave {type(opened).__name__}; return named splits")
         splits = Splits(opened)
+        for name in splits:
+            first = next(iter(splits[name]), None)
+            if first is not None and not isinstance(first, Example):
+                kind = type(first).__name__
+                raise PluginError(f"the recipe's data of plugin {owner} has a {kind} in {name}; make it an Example")
         return splits, inspect_splits(splits, recipe.identity)
 
 
@@ -126,11 +137,8 @@ class Experiment:
 
     # The run
 
-    def run(self) -> None:
-        """Do what is not done yet, in a fixed order: for each seed the method's arm, then the others."""
-        from kdcore.reports import write_all
-        from kdcore.reports.terminal import print_table
-
+    def begin(self) -> None:
+        """Open the data, compare them and the configuration with those of an earlier start, and write the plan."""
         first = not (self.folder / "plan.json").exists()
         splits = self._data(self._run_of(self.plan.arms[0], self.options.seed), self.plan.recipe, self.plan.arms[0])
         check_identity(self.folder, self._resolved(), splits, self.accelerator)
@@ -141,6 +149,12 @@ class Experiment:
             write_json(self.folder / "plan.json", plan_to_json(self.plan, self.configuration, splits))
         self.accelerator.wait_for_everyone()
         self.progress.line(f"run folder: {self.folder}")
+
+    def run(self) -> None:
+        """Do what is not done yet, in a fixed order: for each seed the method's arm, then the others."""
+        from kdcore.reports import write_all
+        from kdcore.reports.terminal import print_table
+
         for seed in self.plan.seeds:
             for arm in self.plan.arms:
                 self._arm(arm, seed)
@@ -152,14 +166,16 @@ class Experiment:
 
     def _resolved(self) -> Configuration:
         """The configuration with everything that was decided at the start written out."""
-        options = attrs.evolve(self.options, out=str(self.folder), threads=torch.get_num_threads())
+        options = attrs.evolve(
+            self.options, out=str(self.folder), threads=torch.get_num_threads(), compare=self.options.compares
+        )
         return attrs.evolve(self.configuration, run=options)
 
     def _farewell(self) -> None:
         self.progress.line(f"student:  {self._student_folder(self.plan.arms[0], self.plan.seeds[0])}")
         self.progress.line(f"report:   {self.folder / 'report.html'}")
         self.progress.line(f"figures:  {self.folder / 'result.json'}")
-        if not self.options.compare:
+        if not self.options.compares:
             plugins = " ".join(f"--plugin {reference}" for reference in self.configuration.references)
             self.progress.line(
                 f"next:     kdcore run {plugins} --compare --seeds 3   (against the same student untaught)"

@@ -43,7 +43,7 @@ def make_plan(configuration: Configuration, run: Run) -> Plan:
     recipe = recipe_of(Plugins(configuration.plugins), run)
     stages = ordered(recipe.stages)
     options = configuration.run
-    arms = [Arm(METHOD), *arms_of(recipe)] if options.compare else [Arm(METHOD)]
+    arms = [Arm(METHOD), *arms_of(recipe)] if options.compares else [Arm(METHOD)]
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise PluginError(f"plugin {owner} names two arms alike: {', '.join(names)}")

@@ -85,6 +85,11 @@ class MarginMSE:
         above=0,
     )
     teacher_length: int = option(128, "tokens that the teacher reads of a pair or of a text", least=8)
+    teacher_batch: int = option(
+        1024,
+        "triples scored at once: in a larger batch an embedding teacher encodes fewer texts twice, and a kill loses more",
+        least=1,
+    )
     teacher_scores: str = option(
         "", "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher"
     )
@@ -195,7 +200,7 @@ class MarginMSE:
             identity=f"scale {self.teacher_scale}, {self.teacher_length} tokens",
             key=lambda example: {name: example[name] for name in ("query", "positive", "negative")},
             store=store,
-            batch_size=512,
+            batch_size=self.teacher_batch,
         )
 
     def _score_rows(self, run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
