@@ -36,16 +36,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of the run folder.
+    """Parse a JSON file.
 
-    :raises InputError: it is missing or no JSON.
+    :raises InputError: it is missing, cannot be read or is no JSON; the message has the line number.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; the run folder is incomplete") from None
-    except ValueError as error:
-        raise InputError(f"{path}: no valid JSON ({error}); delete it and resume the run") from None
+        raise InputError(f"{path}: missing; the folder is incomplete") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: no valid JSON ({error.msg}); restore or delete the file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore or delete the file") from None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import select
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 import click
@@ -135,10 +135,11 @@ def _misused(error: click.ClickException) -> int:
 def _failed(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
+    reason = next(filter(None, map(_full_or_forbidden, _chain(error))), "")
     if isinstance(error, KDCoreError):
         _say(f"error: {error}{_resume(error)}")
-        return 2 if error.__cause__ and _full_or_forbidden(error.__cause__) else error.exit_code
-    if reason := _full_or_forbidden(error):
+        return 2 if reason else error.exit_code
+    if reason:
         _say(f"error: {reason}{_resume(error)}")
         return 2
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
@@ -153,9 +154,16 @@ def _full_or_forbidden(error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else int(foreign[1]) if foreign else None
     if number not in FULL_OR_FORBIDDEN:
         return ""
-    file = getattr(error, "filename", None) or getattr(error, "run_folder", None)
+    file = getattr(error, "filename", None)
     reason = f"{file}: {os.strerror(number)}" if file else " ".join(str(error).split())
     return f"{reason}; {FULL_OR_FORBIDDEN[number]}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that led to it: torch raises its own when a write fails."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _resume(error: BaseException) -> str:

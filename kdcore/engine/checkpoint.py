@@ -62,7 +62,7 @@ class Checkpoints:
             save_model(modules, str(temporary / "models.safetensors"))
             optimizer_states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
             scaler_state = scaler.state_dict() if scaler is not None else {}
-            with (temporary / "optimizers.pt").open("wb") as file:  # by name, torch hides why a write failed
+            with (temporary / "optimizers.pt").open("wb") as file:  # given a name, torch hides why it cannot write
                 torch.save({"optimizers": optimizer_states, "scaler": scaler_state}, file)
             write_json(temporary / "state.json", asdict(state))
         for old in self._all():

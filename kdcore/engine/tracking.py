@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdcore.errors import InputError
+
+log = logging.getLogger("kdcore")
 
 Track = Callable[[Mapping[str, float], int], None]
 
@@ -48,18 +51,25 @@ class _Strict(logging.FileHandler):
         raise
 
 
+def _log_thread_error(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises here what it raises again at the next write."""
+    with contextlib.suppress(OSError):
+        log.error("in a thread: %r", failed.exc_value)
+
+
 @contextlib.contextmanager
 def event_log(folder: Path) -> Iterator[None]:
-    """Send kdcore's log messages to ``events.log`` in the run folder."""
-    logger = logging.getLogger("kdcore")
+    """Send kdcore's log messages, and the errors of trackers' threads, to ``events.log`` in the run folder."""
     handler = _Strict(folder / "events.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    before, threading.excepthook = threading.excepthook, _log_thread_error
     try:
         yield
     finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+        threading.excepthook = before
+        log.setLevel(level)
+        log.removeHandler(handler)
         handler.close()

@@ -12,7 +12,8 @@ import tomlkit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tomlkit.items import Item, String
 
-from kdcore.reports.folder import RunFolder, write_text
+from kdcore.files import write_text
+from kdcore.reports.folder import RunFolder
 from kdcore.reports.summary import Summary, comparison_line, number, parameters, ratio, size, summarise
 
 __all__ = ["write_card", "write_cards"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -13,9 +11,10 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from kdcore.errors import InputError
+from kdcore.files import read_json
 from kdcore.recipe import Metric
 
-__all__ = ["Evaluated", "RunFolder", "open_run", "read_json", "read_metrics", "write_text"]
+__all__ = ["Evaluated", "RunFolder", "open_run", "read_metrics", "read_object"]
 
 LATENCY = "latency_ms"
 
@@ -117,11 +116,11 @@ class RunFolder:
         folder = self.stage_folder(arm, seed, stage)
         if folder is None or not (folder / "done.json").is_file():
             return None
-        return read_json(folder / "done.json")
+        return read_object(folder / "done.json")
 
     def optional(self, name: str) -> dict[str, Any] | None:
         """A JSON file at the top of the run, such as ``samples.json``; None when it is absent."""
-        return read_json(self.path / name) if (self.path / name).is_file() else None
+        return read_object(self.path / name) if (self.path / name).is_file() else None
 
     def text(self, name: str) -> str:
         """A text file at the top of the run; empty when it is absent."""
@@ -146,7 +145,7 @@ def open_run(folder: Path) -> RunFolder:
     path = folder / "plan.json"
     if not path.is_file():
         raise InputError(f"{folder}: no plan.json in it, so it is no run folder; name one that `kdcore run` made")
-    plan = read_json(path)
+    plan = read_object(path)
     _check_plan(path, plan)
     rows: list[Evaluated] = []
     for arm in plan["arms"]:
@@ -160,17 +159,12 @@ def open_run(folder: Path) -> RunFolder:
     return RunFolder(folder, plan, rows)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     :raises InputError: when the file cannot be read, is not JSON, or is not an object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); restore it or resume the run") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -200,25 +194,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [records[key] for key in sorted(records)]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    :raises InputError: when the folder cannot be written.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
     kinds = {"plugin": str, "headline": dict, "arms": list, "seeds": list}
     for key, kind in kinds.items():
@@ -244,7 +219,7 @@ def _evaluation(
 ) -> Iterator[Evaluated]:
     if not path.is_file():
         return
-    rows = read_json(path).get("rows")
+    rows = read_object(path).get("rows")
     if not isinstance(rows, list):
         raise InputError(f"{path}: key 'rows' is missing or no list")
     for index, row in enumerate(rows):

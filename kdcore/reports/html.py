@@ -10,8 +10,9 @@ from typing import Any
 from attrs import frozen
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kdcore.files import write_text
 from kdcore.reports import plots
-from kdcore.reports.folder import RunFolder, read_json, read_metrics, write_text
+from kdcore.reports.folder import RunFolder, read_metrics, read_object
 from kdcore.reports.result import verdict
 from kdcore.reports.summary import (
     Summary,
@@ -191,7 +192,7 @@ def _images(run: RunFolder, panels: dict[str, list[plots.Curve]]) -> list[tuple[
 
 def _best_step(folder: Path) -> int | None:
     path = folder / "done.json"
-    return read_json(path).get("best_step") if path.is_file() else None
+    return read_object(path).get("best_step") if path.is_file() else None
 
 
 def _ends(title: str, curves: list[plots.Curve]) -> str:

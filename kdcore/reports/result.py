@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kdcore.files import write_text
 from kdcore.reports.comparison import Difference, compare_samples, compare_values
-from kdcore.reports.folder import Evaluated, RunFolder, open_run, write_text
+from kdcore.reports.folder import Evaluated, RunFolder, open_run
 
 __all__ = ["build_result", "compare_rows", "verdict", "write_result"]
 

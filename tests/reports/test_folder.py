@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kdcore.errors import InputError
-from kdcore.reports.folder import open_run, read_metrics, write_text
+from kdcore.reports.folder import open_run, read_metrics
 
 
 def test_a_torn_last_line_is_skipped(tmp_path):
@@ -78,13 +78,3 @@ def test_paths_outside_the_run_are_not_followed(run_folder):
     assert run.inside("arms/distill") == run_folder / "arms" / "distill"
     assert run.inside("../elsewhere") is None
     assert run.inside(str(run_folder.parent / "elsewhere")) is None
-
-
-def test_writing_replaces_whole_files_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "a.txt"
-    write_text(path, "one")
-    write_text(path, "two")
-    assert path.read_text() == "two"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    with pytest.raises(InputError, match="cannot be written"):
-        write_text(tmp_path / "absent" / "a.txt", "x")

@@ -69,7 +69,11 @@ class MarginMSE:
         "where the student starts: folder, hub name, package:MODULE, or for tk also a GloVe text file",
     )
     layers: int | None = option(2, "encoder layers that the student keeps, evenly spaced; unset keeps all", least=1)
-    pooling: Literal["cls", "mean"] = option("cls", "bert_dot: the vector of a text", choices=("cls", "mean"))
+    pooling: Literal["cls", "mean"] = option(
+        "mean",
+        "bert_dot: a text's vector; cls, as in the paper, suits a BERT that embeds nothing yet",
+        choices=("cls", "mean"),
+    )
     dim: int = option(128, "colbert: width of the token vectors", least=1)
     split: int | None = option(None, "prett: layers on query and passage apart; unset: half of them", least=0)
     query_length: int = option(30, "tokens of a query, special tokens included", least=3)
@@ -87,7 +91,7 @@ class MarginMSE:
     teacher_length: int = option(128, "tokens that the teacher reads of a pair or of a text", least=8)
     teacher_batch: int = option(
         1024,
-        "triples scored at once: in a larger batch an embedding teacher encodes fewer texts twice, and a kill loses more",
+        "triples scored at once: larger: an embedding teacher encodes fewer texts twice, and a kill loses more",
         least=1,
     )
     teacher_scores: str = option(

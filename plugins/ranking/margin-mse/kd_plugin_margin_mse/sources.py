@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
-from typing import Any
 
 from kdcore.errors import InputError
+from kdcore.files import read_json
 
-__all__ = ["read_json", "resolve_source", "transformer_folder"]
+__all__ = ["resolve_source", "transformer_folder"]
 
 PACKAGE = "package:"
 
@@ -61,16 +60,3 @@ def transformer_folder(source: str) -> str:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; name a folder that save_pretrained wrote, or a hub name")
     return str(folder)
-
-
-def read_json(path: Path) -> Any:
-    """Parse one JSON file.
-
-    :raises InputError: it cannot be read or is no JSON, with the line number.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: no valid JSON ({error.msg}); restore the file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore the file") from None

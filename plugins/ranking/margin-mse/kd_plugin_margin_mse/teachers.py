@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import cached_file
 
-from kd_plugin_margin_mse.sources import read_json, resolve_source, transformer_folder
+from kd_plugin_margin_mse.sources import resolve_source, transformer_folder
 from kd_plugin_margin_mse.students.encoder import embedding_matrix
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
 from kdcore.errors import InputError, RunError
+from kdcore.files import read_json
 
 __all__ = [
     "CrossEncoderTeacher",

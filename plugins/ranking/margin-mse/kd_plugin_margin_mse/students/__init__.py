@@ -15,7 +15,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from kd_plugin_margin_mse.sources import read_json
 from kd_plugin_margin_mse.students.base import OPTIONS_FILE, RankingStudent, Represented
 from kd_plugin_margin_mse.students.bert_dot import BertDot
 from kd_plugin_margin_mse.students.colbert import ColBERT
@@ -24,6 +23,7 @@ from kd_plugin_margin_mse.students.prett import PreTT
 from kd_plugin_margin_mse.students.tk import TK
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer, tokenize, word_vector_matrix
 from kdcore.errors import InputError
+from kdcore.files import read_json
 
 __all__ = [
     "TK",

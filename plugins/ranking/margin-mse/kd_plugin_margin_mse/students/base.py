@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+
+from kdcore.files import write_json
 
 __all__ = ["OPTIONS_FILE", "RankingStudent", "Represented"]
 
@@ -185,9 +186,3 @@ class RankingStudent(nn.Module, ABC):
 
         :raises InputError: a file is missing or of another architecture.
         """
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write one indented JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

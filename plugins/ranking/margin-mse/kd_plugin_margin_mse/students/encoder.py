@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from kd_plugin_margin_mse.sources import read_json, transformer_folder
+from kd_plugin_margin_mse.sources import transformer_folder
 from kd_plugin_margin_mse.students.base import OPTIONS_FILE, RankingStudent
 from kdcore.errors import InputError
+from kdcore.files import read_json
 
 __all__ = [
     "EncoderStudent",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_plugin_margin_mse.students.base import write_json
+from kdcore.files import write_json
 
 __all__ = ["write_sentence_transformer"]
 
