@@ -24,7 +24,7 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
-        if isinstance(error, OSError) and not error.filename:  # a failed write does not say where
+        if isinstance(error, OSError):  # a failed write does not say where
             error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
@@ -76,8 +76,8 @@ class JsonLines:
     def __init__(self, path: Path, offset: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
-        self._file.truncate(offset)
-        self._file.seek(offset)
+        self._file.truncate(min(offset, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line."""

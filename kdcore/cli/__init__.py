@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -135,7 +136,8 @@ def _misused(error: click.ClickException) -> int:
 def _failed(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    reason = next(filter(None, map(_full_or_forbidden, _chain(error))), "")
+    place = getattr(error, "run_folder", None)
+    reason = next(filter(None, (_full_or_forbidden(each, place) for each in _chain(error))), "")
     if isinstance(error, KDCoreError):
         _say(f"error: {error}{_resume(error)}")
         return 2 if reason else error.exit_code
@@ -148,13 +150,16 @@ def _failed(error: BaseException, debug: bool) -> int:
     return 1
 
 
-def _full_or_forbidden(error: BaseException) -> str:
-    """The file and the reason, when the system refused to write or read; libraries in Rust say ``(os error 28)``."""
+def _full_or_forbidden(error: BaseException, place: Path | None) -> str:
+    """The file (or ``place``), the reason and the fix, when the system refused to write or read; "" otherwise.
+
+    Libraries in Rust say ``(os error 28)``.
+    """
     foreign = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(foreign[1]) if foreign else None
     if number not in FULL_OR_FORBIDDEN:
         return ""
-    file = getattr(error, "filename", None)
+    file = getattr(error, "filename", None) or place
     reason = f"{file}: {os.strerror(number)}" if file else " ".join(str(error).split())
     return f"{reason}; {FULL_OR_FORBIDDEN[number]}"
 

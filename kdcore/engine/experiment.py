@@ -53,7 +53,9 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
             begun = True
             experiment.run()
     except BaseException as error:
-        resumable = begun if isinstance(error, InputError) else (folder / "config.toml").exists()
+        resumable = (folder / "config.toml").exists()
+        if isinstance(error, InputError):  # to be mended outside the run, or in a new one where there is nothing to save
+            resumable = begun and (has_results(folder) or isinstance(error.__cause__, OSError))
         if resumable and not isinstance(error, PluginError):
             error.run_folder = folder  # type: ignore[attr-defined]
         raise
@@ -112,9 +114,15 @@ def new_folder(configuration: Configuration) -> Path:
     if folder.is_file():
         raise InputError(f"--out {folder}: is a file; name a folder")
     if folder.is_dir() and any(path.name not in BEFORE_THE_START for path in folder.iterdir()):
-        hint = f"go on with: kdcore run --resume {folder}" if (folder / "config.toml").exists() else "name a new folder"
-        raise InputError(f"--out {folder}: is not empty; {hint}")
+        resume = f"go on with: kdcore run --resume {folder}, or " if (folder / "config.toml").exists() else ""
+        raise InputError(f"--out {folder}: is not empty; {resume}name a new folder")
     return folder
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a run folder holds what a resumption would save: stored teacher outputs, a checkpoint, a done stage."""
+    patterns = ("store/*/rows-*.index", "**/checkpoints/step-*", "**/done.json")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 class Experiment:

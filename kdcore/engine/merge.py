@@ -61,6 +61,7 @@ def merge(job: StageJob) -> None:
     with replacing(job.folder / "models") as folder:
         for target in job.stage.targets:
             save_file(_merged(job, target), folder / f"{target.name}.safetensors", metadata={"format": "pt"})
+    job.save_targets()
     facts = {"steps": 0, "round_steps": [], "initial_hash": "", "order_hash": "", "weights_hash": "", "best_step": 0}
     write_json(job.folder / "done.json", {**facts, "seconds": round(time.monotonic() - began, 3)})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from safetensors.torch import save_model
 
 from kdcore.engine.merge import merge
@@ -92,6 +92,17 @@ class StageJob:
             seed_everything(derive(self.run.seed, self.stage.name, "save"))
             with self._written(self.student_folder) as folder:
                 save_subject(self.run, self.stage, models, folder)
+
+    def save_targets(self) -> None:
+        """Write what a merge stage made for its users where this is the last stage: one folder a target if several."""
+        targets = self.stage.targets or ()
+        self.run.stage_folders[self.stage.name] = self.folder
+        for target in targets if self.student_folder is not None else ():
+            module = self.run.load(target.skeleton(self.run), f"{self.stage.name}/{target.name}")
+            models = Models(torch.nn.ModuleDict({target.name: module}))
+            chosen = self.student_folder if len(targets) == 1 else self.student_folder / target.name
+            with self._written(chosen) as folder:
+                save_subject(self.run, evolve(self.stage, subject=target.name), models, folder)
 
     def _written(self, folder: Path) -> Any:
         """The folder, replaced when all is written; ranks but the first write to a folder that is thrown away."""

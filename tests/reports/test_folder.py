@@ -41,7 +41,7 @@ def test_shared_stages_are_found(run_folder):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("plan.json", "{", r"plan\.json: not valid JSON"),
+        ("plan.json", "{", r"plan\.json:1: no valid JSON"),
         ("plan.json", "[]", r"plan\.json: expected a JSON object, found list"),
         ("plan.json", "{}", r"plan\.json: key 'plugin' is missing"),
         ("plan.json", '{"plugin": "x", "headline": {}, "arms": [], "seeds": []}', r"key 'headline\.name'"),

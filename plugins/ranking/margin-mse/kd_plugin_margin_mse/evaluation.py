@@ -17,6 +17,7 @@ from kd_plugin_margin_mse.measures import as_run, measure
 from kd_plugin_margin_mse.mining import BM25, bm25
 from kd_plugin_margin_mse.rerank import (
     PassageEncoder,
+    Passages,
     PassageStore,
     encode,
     represent_passages,
@@ -129,8 +130,10 @@ class Ranking:
         scored = rerank(self.student, tokens, found, self.store(_union(found)))
         return [sorted(zip(ids, row.tolist()), key=lambda pair: (-pair[1], pair[0])) for ids, row in zip(found, scored)]
 
-    def store(self, ids: Sequence[str]) -> PassageStore:
+    def store(self, ids: Sequence[str]) -> Passages:
         """The represented passages with these ids."""
+        if not ids:  # BM25 knows no word of any query
+            return PassageEncoder(self.student, {})
         texts = _texts_of(self.run, ids)
         tokens = self.passage_tokens(list(texts.values()))
         return PassageStore.build(represent_passages(self.student, list(texts), tokens))

@@ -311,7 +311,9 @@ def _hold_out(train: Sequence[Example], count: int, seed: int) -> tuple[list[Exa
     if not train or not count:
         return [], list(train)
     if count >= len(train):
-        raise InputError(f"{count} validation queries asked of {len(train)} train queries: ask for fewer")
+        raise InputError(
+            f"{count} validation queries asked of {len(train)} train queries: set validation_queries below {len(train)}"
+        )
     key = {example.id: _hash(f"{seed} {normalised(example['query'])}") for example in train}
     last = sorted(key.values())[count - 1]
     return [e for e in train if key[e.id] <= last], [e for e in train if key[e.id] > last]

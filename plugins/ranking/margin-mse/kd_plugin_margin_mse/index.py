@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
 
-__all__ = ["IndexKind", "PassageIndex", "SearchSpeed", "recall_against_exact", "search_speed"]
+__all__ = ["IndexKind", "PassageIndex", "SearchSpeed", "check_size", "recall_against_exact", "search_speed"]
 
 IndexKind = Literal["flat", "hnsw", "ivfpq"]
 Vectors = NDArray[np.float32]
@@ -213,6 +213,19 @@ def recall_against_exact(index: PassageIndex, exact: PassageIndex, vectors: Vect
     return statistics.fmean(len(some & all_) / len(all_) for some, all_ in zip(found, true))
 
 
+def check_size(kind: IndexKind, count: int) -> None:
+    """Refuse a kind of index that ``count`` passages cannot train.
+
+    :raises InputError: too few vectors to train ``ivfpq``.
+    """
+    least = POINTS_PER_CENTROID * CODEWORDS
+    if kind == "ivfpq" and count < least:
+        raise InputError(
+            f"index kind 'ivfpq': {count} passages cannot train {CODEWORDS} codewords "
+            f"({POINTS_PER_CENTROID} each: {least}); choose flat or hnsw"
+        )
+
+
 def _empty_index(kind: IndexKind, count: int, dim: int) -> Any:
     faiss = _faiss()
     if kind == "flat":
@@ -221,12 +234,7 @@ def _empty_index(kind: IndexKind, count: int, dim: int) -> Any:
         index = faiss.IndexHNSWFlat(dim, HNSW_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_CONSTRUCTION
         return index
-    least = POINTS_PER_CENTROID * CODEWORDS
-    if count < least:
-        raise InputError(
-            f"index kind 'ivfpq': {count} passages cannot train {CODEWORDS} codewords "
-            f"({POINTS_PER_CENTROID} each: {least}); choose flat or hnsw"
-        )
+    check_size(kind, count)
     lists = min(int(4 * math.sqrt(count)), count // POINTS_PER_CENTROID)
     codes = next(size for size in GPU_CODE_SIZES if dim % size == 0 and (dim // size >= 2 or size == 1))
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)

@@ -95,11 +95,12 @@ def mine_triples(
     :param per_query: triples of one query; fewer where relevant documents or candidates are few.
     :param skip: how many of the best candidates are passed over, as they may be relevant but unjudged.
     :param origin: ``"bm25"`` or ``"student"``.
-    :raises InputError: a relevant document or a candidate is not in the corpus.
+    :raises InputError: a relevant document or a candidate is not in the corpus, or no query has a triple.
     """
     if len(candidates) != len(queries):
         raise ValueError(f"{len(candidates)} rankings for {len(queries)} queries")
     rows = positions(corpus)
+    mined = 0
     for query, ranking in zip(queries, candidates):
         relevant = [document for document, grade in query["relevant"].items() if grade > 0]
         negatives = [document for document, _ in ranking[skip:] if document not in relevant]
@@ -110,9 +111,15 @@ def mine_triples(
         relevant = [relevant[index] for index in generator.permutation(len(relevant))]
         negatives = [negatives[index] for index in generator.permutation(len(negatives))]
         for pair in range(min(per_query, len(relevant) * len(negatives))):
+            mined += 1
             turn, which = divmod(pair, len(relevant))
             positive, negative = relevant[which], negatives[(turn + which) % len(negatives)]
             yield make_triple(query.id, query["query"], corpus[rows[positive]], corpus[rows[negative]], origin)
+    if not mined:
+        raise InputError(
+            f"no triple from {len(queries)} train queries: each needs a relevant document (grade above 0) and a candidate "
+            "that is not; check the train qrels, negatives_skip and negatives_depth"
+        )
 
 
 def _generator(seed: int, query_id: str) -> np.random.Generator:

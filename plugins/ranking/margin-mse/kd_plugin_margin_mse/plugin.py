@@ -13,6 +13,7 @@ from attrs import frozen
 from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.demo import demo_collection
 from kd_plugin_margin_mse.formats import read_collection
+from kd_plugin_margin_mse.index import check_size
 from kd_plugin_margin_mse.mining import mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
 from kd_plugin_margin_mse.students import build_student, load_tokenizer
@@ -245,6 +246,8 @@ class MarginMSE:
                 f"{run.source_path}: no train judgements to mine triples from; add qrels/train.tsv, triples*.tsv "
                 'with negatives = "given", or teacher_scores'
             )
+        if self.architecture == "bert_dot":
+            check_size(self.index, len(splits["corpus"]))
         return splits
 
     def item(self, example: Example) -> dict[str, list[int]]:

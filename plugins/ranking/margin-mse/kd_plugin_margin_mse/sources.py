@@ -44,12 +44,14 @@ def transformer_folder(source: str) -> str:
 
     For a sentence-transformers folder this is the folder of its inner transformer.
 
-    :raises InputError: a local folder has no ``config.json``, or its ``modules.json`` starts with something else
+    :raises InputError: a path is no folder, a local folder has no ``config.json``, or its ``modules.json`` starts with something else
         than a transformer.
     """
     source = resolve_source(source)
     folder = Path(source)
     if not folder.is_dir():
+        if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+            raise InputError(f"{source}: no such folder; name one that save_pretrained wrote, or a hub name")
         return source
     if (folder / "modules.json").is_file():
         modules = read_json(folder / "modules.json")

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from kd_plugin_margin_mse.sources import resolve_source, transformer_folder
 from kd_plugin_margin_mse.students.encoder import embedding_matrix
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
-from kdcore.errors import InputError, RunError
+from kdcore.errors import InputError
 from kdcore.files import read_json
 
 __all__ = [
@@ -60,7 +60,7 @@ class PairTeacher(nn.Module):
         A pair given several times is computed once. Pairs are sorted by length inside, so a score depends on the
         other pairs of the call only by float noise (padding); the same call gives the same scores.
 
-        :raises RunError: a score is not finite.
+        :raises InputError: a score is not finite.
         """
         distinct = sorted(dict.fromkeys(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
         if not distinct:
@@ -69,7 +69,7 @@ class PairTeacher(nn.Module):
             computed = self._scores(distinct)
         if not torch.isfinite(computed).all():
             query, passage = distinct[int((~torch.isfinite(computed)).nonzero()[0])]
-            raise RunError(
+            raise InputError(
                 f"the teacher's score of {query[:60]!r} with {passage[:60]!r} is not finite; check its weights"
             )
         places = {pair: place for place, pair in enumerate(distinct)}
@@ -254,7 +254,7 @@ def _load_one(source: str, scale: float, max_length: int, batch_size: int) -> Pa
         raise
     except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"teacher {source!r} cannot be loaded: {reason}") from error
+        raise InputError(f"teacher {source!r} cannot be loaded: {reason}; check its name") from error
 
 
 def _kind(source: str, resolved: str) -> str:

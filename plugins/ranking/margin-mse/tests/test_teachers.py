@@ -12,7 +12,7 @@ from kd_plugin_margin_mse.teachers import EmbeddingTeacher, EnsembleTeacher, Pai
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
-from kdcore.errors import InputError, RunError
+from kdcore.errors import InputError
 
 PAIRS = [
     ("what is drag", "Drag is the force against the motion of a body through a fluid."),
@@ -176,7 +176,7 @@ def test_standardised_ensemble_lets_no_teacher_rule() -> None:
 
 
 def test_scores_that_are_not_finite_are_reported() -> None:
-    with pytest.raises(RunError, match="'what is drag' with 'Drag is the force"):
+    with pytest.raises(InputError, match="'what is drag' with 'Drag is the force"):
         Counting(float("nan")).scores(PAIRS[:1])
 
 

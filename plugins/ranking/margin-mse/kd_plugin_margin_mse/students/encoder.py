@@ -36,7 +36,7 @@ class EncoderStudent(RankingStudent):
         positions = int(getattr(encoder.config, "max_position_embeddings", 0) or 0)
         longest = max(query_length, passage_length)
         if 0 < positions < longest:
-            raise InputError(f"the model has {positions} positions, fewer than {longest}: shorten query or passage")
+            raise InputError(f"the model has {positions} positions, fewer than {longest}: shorten query_length or passage_length")
         self.encoder = encoder
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def load_encoder(model: str, layers: int | None = None) -> Any:
             encoder = AutoModel.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
     except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"model {model!r} cannot be loaded: {reason}") from error
+        raise InputError(f"model {model!r} cannot be loaded: {reason}; check its name") from error
     if layers is not None:
         keep_layers(encoder, layers)
     return encoder

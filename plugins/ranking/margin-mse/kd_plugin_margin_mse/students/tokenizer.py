@@ -37,7 +37,7 @@ def load_tokenizer(model: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the Hub and each kind of tokenizer have errors of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"tokenizer of {model!r} cannot be loaded: {reason}") from error
+        raise InputError(f"tokenizer of {model!r} cannot be loaded: {reason}; check its name") from error
     if tokenizer.pad_token_id is None:
         raise InputError(f"tokenizer of {model!r} has no padding token; set pad_token in its tokenizer_config.json")
     tokenizer.padding_side = "right"
