@@ -5,7 +5,6 @@ Starts each command anew, in turn, so that a slow moment of the machine hits all
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from reporting import RESULTS, facts, footnote, table, write
+import recording
 
 LIMIT = 0.35
 
@@ -38,9 +37,8 @@ def seconds(command: list[str]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = recording.parser(__doc__)
     parser.add_argument("--repetitions", type=int, default=11, help="of each command (default: 11)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     options = parser.parse_args()
 
     timed = commands()
@@ -53,15 +51,20 @@ def main() -> int:
     medians = {name: statistics.median(values) for name, values in times.items()}
     torch = medians['python -c "import torch"']
     ratio = medians["kdcore list"] / torch
-    known = facts(threads=None, packages=("kdcore", "torch"))
     rows = [
         [f"`{name}`", f"{1000 * median:.0f}", f"{1000 * min(times[name]):.0f}", f"{median / torch:.3f}"]
         for name, median in medians.items()
     ]
     verdict = f"`kdcore list` takes {ratio:.3f} of `import torch`; at most {LIMIT} is wanted."
-    markdown = table(["command", "median ms", "least ms", "of import torch"], rows)
-    result = {**known, "repetitions": options.repetitions, "limit": LIMIT, "ratio": ratio, "seconds": times}
-    write("list_speed", result, f"# Listing\n\n{markdown}\n\n{verdict}\n\n{footnote(known)}", options.results)
+    figures = recording.table(["command", "median ms", "least ms", "of import torch"], rows)
+    result = {
+        "environment": recording.environment("kdcore", "torch"),
+        "repetitions": options.repetitions,
+        "limit": LIMIT,
+        "ratio": round(ratio, 4),
+        "seconds": {name: [round(value, 4) for value in values] for name, values in times.items()},
+    }
+    recording.write(options.results, "list_speed", "Listing", result, f"{figures}\n\n{verdict}")
     return 0 if ratio <= LIMIT else 1
 
 

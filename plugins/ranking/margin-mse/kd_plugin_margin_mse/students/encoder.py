@@ -36,7 +36,9 @@ class EncoderStudent(RankingStudent):
         positions = int(getattr(encoder.config, "max_position_embeddings", 0) or 0)
         longest = max(query_length, passage_length)
         if 0 < positions < longest:
-            raise InputError(f"the model has {positions} positions, fewer than {longest}: shorten query_length or passage_length")
+            raise InputError(
+                f"the model has {positions} positions, fewer than {longest}: shorten query_length or passage_length"
+            )
         self.encoder = encoder
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
