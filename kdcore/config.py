@@ -332,8 +332,8 @@ def settings_of(configuration: Configuration) -> dict[str, Any]:
     for name, instance in configuration.plugins.items():
         settings |= _flat(attrs.asdict(instance), () if name == owner else (name,))
     settings |= {f"run.{name}": getattr(configuration.run, name) for name in CHANGES_RESULTS}
-    settings = json.loads(json.dumps(settings))
-    return settings
+    as_json: dict[str, Any] = json.loads(json.dumps(settings))
+    return as_json
 
 
 def _flat(value: Any, path: KeyPath) -> dict[str, Any]:

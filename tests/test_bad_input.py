@@ -16,6 +16,7 @@ from kdcore.files import locked
 
 SOFT_LABELS = Path(__file__).parent / "methods" / "soft_labels.py"
 SOURCE = SOFT_LABELS.read_text(encoding="utf-8")
+TENSORBOARD = '["tensorboard"]'
 QUICK = ["--no-compare", "--device", "cpu", "--set", "run.threads=1", "--set", "run.trackers=[]"]
 
 Fail = Callable[..., str]
@@ -127,6 +128,8 @@ SYNTH = (
     'data=Data(item=self.item, split=None, synth=__import__("kdcore").Synth()),',
 )
 TEACHER = 'return {"logits": model(batch["words"], batch.mask("words"))}'
+DATA = "chosen = paragraphs()"
+IN_LOSS = "(in hook student_loss of plugin method)"
 METRIC = 'return [Metric("accuracy", sum(right.values()) / len(right), "higher", samples=right)]'
 
 
@@ -149,11 +152,11 @@ BROKEN: dict[str, tuple[tuple[Change, ...], int, str]] = {
         "has no attribute 'none' (in hook recipe of plugin method)",
     ),
     "data that are no splits": ((("return {\n", "return None\n        return {\n"),), 2, "gave NoneType; return named"),
-    "data that raise": ((("chosen = paragraphs()", "chosen = nothing()"),), 1, "(in the recipe's data of plugin method)"),
+    "data that raise": (((DATA, "chosen = nothing()"),), 1, "in the recipe's data of plugin method"),
     "data of no Examples": ((('"test": [e for', '"test": [e.id for'),), 2, "has a str in test; make it an Example"),
-    "ids twice": ((("chosen = paragraphs()", "chosen = paragraphs() * 2"),), 2, "ids twice, first"),
+    "ids twice": (((DATA, f"{DATA} * 2"),), 2, "ids twice, first"),
     "train equal to test": ((("if part[e.id] in (1, 2)", "if part[e.id] > 2"),), 2, "test examples are also in train"),
-    "no train split": ((('"train":', '"training":'),), 2, "trains on the split 'train', but the recipe's data has training"),
+    "no train split": ((('"train":', '"training":'),), 2, "on the split 'train', but the recipe's data has training"),
     "an empty train split": ((("part[e.id] > 2", "part[e.id] > 20"),), 2, "the split 'train' is empty"),
     "nothing that is trained": ((('["student.*"]', '["studnet.*"]'),), 2, "matches no parameter"),
     "a build that raises": (
@@ -167,23 +170,27 @@ BROKEN: dict[str, tuple[tuple[Change, ...], int, str]] = {
     "synthetic nothing": (synth("return []"), 2, "nothing to train on in round 0: data_synth made no example"),
     "synthetic no JSON": (synth('yield Example({"text": b""}, id="a")'), 2, "example 'a' that JSON cannot hold"),
     "a synthesis that raises": (synth("yield 1 / 0"), 1, "ZeroDivisionError: division by zero (in hook data_synth of"),
-    "a teacher of NaN": (((TEACHER, TEACHER.replace("))}", ')) * float("nan")}')),), 2, "gave NaN or infinite 'logits'"),
-    "a teacher of lists": (((TEACHER, 'return {"logits": [0] * len(batch)}'),), 2, "is no tensor with a row for each"),
+    "a teacher of NaN": (((TEACHER, TEACHER.replace("))}", ")) / 0 * 0}")),), 2, "NaN or infinite 'logits'"),
+    "a teacher of lists": (((TEACHER, 'return {"logits": [0] * len(batch)}'),), 2, "no tensor with a row for each"),
     "a teacher without names": (((TEACHER, 'return batch["label"]'),), 2, "gave a Tensor; return named tensors"),
     "too few rows": (((TEACHER, TEACHER.replace("))}", "))[1:]}")),), 2, "rows for"),
-    "a loss of many": (((', cross_entropy, "task"', ', logits, "task"'),), 2, "is (16, 6); it must be a scalar tensor"),
+    "a loss of many": (((', cross_entropy, "task"', ', logits, "task"'),), 2, "(16, 6); it must be a scalar tensor"),
     "a loss without gradient": (
-        ((', cross_entropy, "task", 1 - weight', ', cross_entropy.detach(), "task", 1.0'), ("option(0.5,", "option(0.0,")),
+        ((', cross_entropy, "task"', ', cross_entropy.detach(), "task"'), ("option(0.5,", "option(0.0,")),
         2,
         "no gradient reaches what turn 'student' trains",
     ),
-    "a loss that is no term": (((" return [\n            LossTerm(", " return 1, [\n            LossTerm("),), 2, "gave a int"),
+    "a loss that is no term": ((("[\n            LossTerm(", "1, [\n            LossTerm("),), 2, "gave a int"),
     "a loss of NaN": (((', cross_entropy, "task"', ', cross_entropy / 0 * 0, "task"'),), 1, "is nan at step 1"),
-    "a loss that raises": ((("logits = models.student", "logits = models.pupil"),), 1, "(in hook student_loss of plugin method)"),
-    "a term that raises": ((("target = functional", "target = nothing"),), 1, "(in hook student_loss of plugin method)"),
-    "no monitored metric": (((METRIC, METRIC.replace("accuracy", "f1")),), 2, "monitors 'accuracy', but evaluate of plugin method gave f1"),
+    "a loss that raises": ((("logits = models.student", "logits = models.pupil"),), 1, IN_LOSS),
+    "a term that raises": ((("target = functional", "target = nothing"),), 1, IN_LOSS),
+    "no monitored metric": (
+        ((METRIC, METRIC.replace("accuracy", "f1")),),
+        2,
+        "monitors 'accuracy', but evaluate of plugin method gave f1",
+    ),
     "a metric that is no list": (((METRIC, 'return Metric("accuracy", 0.5)'),), 2, "gave a Metric; return a list"),
-    "a metric in words": (((METRIC, 'return [Metric("accuracy", "good")]'),), 2, "is a str; give its value as a number"),
+    "a metric in words": (((METRIC, 'return [Metric("accuracy", "good")]'),), 2, "is a str; give its value as"),
     "a metric of NaN": (((METRIC, 'return [Metric("accuracy", float("nan"))]'),), 1, "is NaN (plugin method)"),
     "a metric twice": (((METRIC, METRIC.replace("return ", "return 2 * ")),), 2, "gave 'accuracy' twice"),
 }  # fmt: skip
@@ -286,8 +293,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
-@pytest.mark.parametrize("trackers", ['["tensorboard"]', "[]"])
-@pytest.mark.parametrize("pages", [1, 3, 5, 11, 50, 150, 300, 500])
+@pytest.mark.parametrize(
+    ("pages", "trackers"),
+    [
+        (1, "[]"),
+        (3, "[]"),
+        (5, "[]"),
+        (11, TENSORBOARD),
+        (50, "[]"),
+        (150, TENSORBOARD),
+        (300, "[]"),
+        (500, TENSORBOARD),
+    ],
+)
 def test_a_full_disk_costs_nothing(
     fail: Fail, mount: Callable[[str], Path], whole: Path, pages: int, trackers: str
 ) -> None:

@@ -41,10 +41,11 @@ def evaluate_subject(
                 if not isinstance(metric, Metric) or metric.name in metrics:
                     name = getattr(metric, "name", metric)
                     raise PluginError(f"evaluate of plugin {plugin} gave {name!r} twice, or not as a Metric")
-                if not isinstance(metric.value, SupportsFloat):
-                    kind = type(metric.value).__name__
+                value: object = metric.value
+                if not isinstance(value, SupportsFloat):
+                    kind = type(value).__name__
                     raise PluginError(f"{metric.name} of plugin {plugin} is a {kind}; give its value as a number")
-                if math.isnan(metric.value):
+                if math.isnan(value):
                     raise RunError(f"{metric.name} of {subject} on {split} is NaN (plugin {plugin})")
                 metrics[metric.name] = metric
     return metrics

@@ -54,7 +54,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
             experiment.run()
     except BaseException as error:
         resumable = (folder / "config.toml").exists()
-        if isinstance(error, InputError):  # to be mended outside the run, or in a new one where there is nothing to save
+        if isinstance(error, InputError):  # mended in a new run, unless there is something to save
             resumable = begun and (has_results(folder) or isinstance(error.__cause__, OSError))
         if resumable and not isinstance(error, PluginError):
             error.run_folder = folder  # type: ignore[attr-defined]
@@ -93,12 +93,12 @@ def open_data(recipe: Recipe, run: Run, owner: str) -> tuple[Splits, Inspection]
     :raises PluginError: the recipe's ``data`` gives no splits of examples.
     """
     with blaming(f"in the recipe's data of plugin {owner}"):
-        opened = recipe.data(run)
+        opened: Any = recipe.data(run)
         if not isinstance(opened, Mapping):
             raise PluginError(f"the recipe's data of plugin {owner} gave {type(opened).__name__}; return named splits")
         splits = Splits(opened)
         for name in splits:
-            first = next(iter(splits[name]), None)
+            first: object = next(iter(splits[name]), None)
             if first is not None and not isinstance(first, Example):
                 kind = type(first).__name__
                 raise PluginError(f"the recipe's data of plugin {owner} has a {kind} in {name}; make it an Example")

@@ -75,8 +75,9 @@ class Rounds:
             return None
         if self.data.split not in self.job.run.data:
             have = ", ".join(self.job.run.data) or "none"
+            name = self.job.stage.name
             raise PluginError(
-                f"stage {self.job.stage.name!r} trains on the split {self.data.split!r}, but the recipe's data has {have}"
+                f"stage {name!r} trains on the split {self.data.split!r}, but the recipe's data has {have}"
             )
         examples = self.job.run.data[self.data.split]
         if control and any(example.teacher for example in examples):

@@ -173,7 +173,7 @@ class StageTeachers:
         module = None if teacher.inplace else self.module(name)
         with torch.set_grad_enabled(teacher.inplace):
             for plugin in self.plugins.newest_first("teacher_outputs"):
-                outputs: Mapping[str, torch.Tensor] | None = self.plugins.ask(
+                outputs: Any = self.plugins.ask(
                     plugin,
                     "teacher_outputs",
                     run=self.run,

@@ -71,17 +71,17 @@ def noted(error: Exception) -> Exception:
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/student.bin"),
             2,
-            "kdcore: error: runs/x/student.bin: No space left on device\n",
+            "kdcore: error: runs/x/student.bin: No space left on device; free some space there\n",
         ),
         (
             PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/runs"),
             2,
-            "kdcore: error: /runs: Permission denied\n",
+            "kdcore: error: /runs: Permission denied; change its permissions\n",
         ),
         (
             RuntimeError("I/O error: Read-only file system (os error 30)"),
             2,
-            "kdcore: error: I/O error: Read-only file system (os error 30)\n",
+            "kdcore: error: I/O error: Read-only file system (os error 30); name another folder\n",
         ),
         (KeyboardInterrupt(), 130, "kdcore: interrupted\n"),
         (click.Abort(), 130, "kdcore: interrupted\n"),

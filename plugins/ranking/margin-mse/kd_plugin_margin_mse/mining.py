@@ -117,8 +117,8 @@ def mine_triples(
             yield make_triple(query.id, query["query"], corpus[rows[positive]], corpus[rows[negative]], origin)
     if not mined:
         raise InputError(
-            f"no triple from {len(queries)} train queries: each needs a relevant document (grade above 0) and a candidate "
-            "that is not; check the train qrels, negatives_skip and negatives_depth"
+            f"no triple from {len(queries)} train queries: each needs a relevant document (grade above 0) and a "
+            "candidate that is not; check the train qrels, negatives_skip and negatives_depth"
         )
 
 

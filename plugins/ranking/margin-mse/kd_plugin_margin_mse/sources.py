@@ -44,8 +44,8 @@ def transformer_folder(source: str) -> str:
 
     For a sentence-transformers folder this is the folder of its inner transformer.
 
-    :raises InputError: a path is no folder, a local folder has no ``config.json``, or its ``modules.json`` starts with something else
-        than a transformer.
+    :raises InputError: a path is no folder, a local folder has no ``config.json``, or its ``modules.json`` starts
+        with something else than a transformer.
     """
     source = resolve_source(source)
     folder = Path(source)
