@@ -17,7 +17,8 @@ import recording
 import torch
 from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.formats import read_collection
-from kd_plugin_margin_mse.students import load_student, load_tokenizer
+from kd_plugin_margin_mse.students import load_student
+from transformers import AutoTokenizer
 
 from kdcore.data.splits import Splits
 from kdcore.recipe import Metric
@@ -49,7 +50,7 @@ def measure(folder: Path, run: Run, settings: evaluation.Settings) -> tuple[Meas
     run.memo.clear()
     student = load_student(folder)
     with torch.no_grad():
-        found = evaluation.measure_student(run, student, load_tokenizer(str(folder)), "test", settings)
+        found = evaluation.measure_student(run, student, AutoTokenizer.from_pretrained(folder), "test", settings)
     metrics = {metric.name: metric for metric in found}
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     figures = {name: float(metric.value) for name, metric in metrics.items()}

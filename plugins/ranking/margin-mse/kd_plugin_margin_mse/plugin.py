@@ -145,14 +145,14 @@ class MarginMSE:
             data=Data(
                 item=self.item,
                 split="triples" if given else None,
-                length=_length,
+                length=_characters if given else self._tokens,
                 synth=None if given else Synth(),
             ),
             teachers={"ranker": self._teacher()},
         )
         stages = [distil]
         if self.negatives == "student" and not given:
-            data = Data(item=self.item, split=None, length=_length, synth=Synth())
+            data = Data(item=self.item, split=None, length=self._tokens, synth=Synth())
             warm_up = self._stage("warm-up", self.warmup_steps, data=data, teachers={}, shared="arms")
             stages = [warm_up, distil]
         retrieves = self.architecture == "bert_dot"
@@ -264,6 +264,10 @@ class MarginMSE:
         )["input_ids"]
         return {"query": query, "positive": positive, "negative": negative}
 
+    def _tokens(self, example: Example) -> int:
+        item = self.item(example)
+        return max(len(item["positive"]), len(item["negative"]))
+
     @hookimpl
     def data_synth(self, run: Run, stage: Stage, models: Models) -> Iterable[Example]:
         queries = run.data["train"]
@@ -331,5 +335,5 @@ class MarginMSE:
         evaluation.write_search(run, models.student, tokenizer, folder, self.index)
 
 
-def _length(example: Example) -> int:
+def _characters(example: Example) -> int:
     return max(len(example["positive"]), len(example["negative"]))
