@@ -184,8 +184,8 @@ class Teacher:
     :param rows: ``rows(run, wanted)`` yields (example id, {output: array}) for the ids in ``wanted`` (others are
         ignored): a score file, read in a stream. Never evaluated itself.
     :param inplace: the teacher is the student's own forward: `teacher_outputs` receives the trained ``models``.
-    :param source: folder, file or hub name (several joined by a comma); hashed to fingerprint the teacher
-        without loading it.
+    :param source: folder, file, hub name, or ``"stage/module"`` of an earlier stage (several joined by a comma);
+        hashed to fingerprint the teacher without loading it.
     :param identity: anything else that its outputs depend on (scale, revision, prompt).
     :param key: ``key(example)`` returns the named values of an example that its outputs depend on; by default the
         stage's ``item``. Rows are found by its hash, so they outlive a change of student where the key knows none.

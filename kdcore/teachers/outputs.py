@@ -78,11 +78,16 @@ class StageTeachers:
         if name not in self._stores:
             teacher = self[name]
             assert teacher.store is not None
-            fingerprint = "\n".join([*(fingerprint_path(s) for s in teacher.source.split(",") if s), teacher.identity])
+            fingerprint = "\n".join([*map(self._fingerprint, filter(None, teacher.source.split(","))), teacher.identity])
             self._stores[name] = Store.open(
                 self.root, name=name, fingerprint=fingerprint, schema=teacher.store, writer=self.run.rank
             )
         return self._stores[name]
+
+    def _fingerprint(self, source: str) -> str:
+        """The hash of a source's contents; ``"stage/module"`` is the file that the finished stage left."""
+        made_here = source.partition("/")[0] in self.run.stage_folders
+        return fingerprint_path(str(self.run.source(source)) if made_here else source)
 
     def fill(self, pool: Sequence[Example], progress: Progress) -> None:
         """Compute and store every missing row of every stored teacher, in the pool's order.

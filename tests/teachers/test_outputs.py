@@ -1,0 +1,32 @@
+"""The stores of a stage's teachers: which rows they share."""
+
+import torch
+from safetensors.torch import save_file
+
+from kdcore import Data, Row, Run, Stage, Teacher
+from kdcore.teachers.outputs import StageTeachers
+
+
+def store_folder(tmp_path, source, weights):
+    run = Run(folder=tmp_path)
+    models = tmp_path / "teach" / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    save_file({"weight": torch.tensor(weights)}, models / "teacher.safetensors")
+    run.stage_folders["teach"] = tmp_path / "teach"
+    teacher = Teacher(build=lambda run: torch.nn.Linear(1, 1), source=source, store={"logits": Row()})
+    stage = Stage(
+        name="distil",
+        loop=lambda run, stage, models, folder: [],
+        data=Data(item=lambda example: {}),
+        teachers={"large": teacher},
+    )
+    teachers = StageTeachers(run, stage, None, tmp_path / "store", refuse=False)
+    folder = teachers.store("large").folder
+    teachers.release()
+    return folder
+
+
+def test_a_teacher_made_by_an_earlier_stage_is_known_by_its_weights(tmp_path):
+    first = store_folder(tmp_path, "teach/teacher", [1.0])
+    assert store_folder(tmp_path, "teach/teacher", [1.0]) == first
+    assert store_folder(tmp_path, "teach/teacher", [2.0]) != first
