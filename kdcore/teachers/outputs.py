@@ -78,7 +78,9 @@ class StageTeachers:
         if name not in self._stores:
             teacher = self[name]
             assert teacher.store is not None
-            fingerprint = "\n".join([*map(self._fingerprint, filter(None, teacher.source.split(","))), teacher.identity])
+            fingerprint = "\n".join(
+                [*map(self._fingerprint, filter(None, teacher.source.split(","))), teacher.identity]
+            )
             self._stores[name] = Store.open(
                 self.root, name=name, fingerprint=fingerprint, schema=teacher.store, writer=self.run.rank
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import bm25s
@@ -16,7 +16,7 @@ from kd_plugin_margin_mse.triples import make_triple, passage_text
 from kdcore.errors import InputError
 from kdcore.recipe import Example
 
-__all__ = ["BM25", "Ranking", "bm25", "mine_triples"]
+__all__ = ["BM25", "Ranking", "at_least_one", "bm25", "mine_triples"]
 
 Ranking = Sequence[tuple[str, float]]
 
@@ -95,12 +95,11 @@ def mine_triples(
     :param per_query: triples of one query; fewer where relevant documents or candidates are few.
     :param skip: how many of the best candidates are passed over, as they may be relevant but unjudged.
     :param origin: ``"bm25"`` or ``"student"``.
-    :raises InputError: a relevant document or a candidate is not in the corpus, or no query has a triple.
+    :raises InputError: a relevant document or a candidate is not in the corpus.
     """
     if len(candidates) != len(queries):
         raise ValueError(f"{len(candidates)} rankings for {len(queries)} queries")
     rows = positions(corpus)
-    mined = 0
     for query, ranking in zip(queries, candidates):
         relevant = [document for document, grade in query["relevant"].items() if grade > 0]
         negatives = [document for document, _ in ranking[skip:] if document not in relevant]
@@ -111,11 +110,20 @@ def mine_triples(
         relevant = [relevant[index] for index in generator.permutation(len(relevant))]
         negatives = [negatives[index] for index in generator.permutation(len(negatives))]
         for pair in range(min(per_query, len(relevant) * len(negatives))):
-            mined += 1
             turn, which = divmod(pair, len(relevant))
             positive, negative = relevant[which], negatives[(turn + which) % len(negatives)]
             yield make_triple(query.id, query["query"], corpus[rows[positive]], corpus[rows[negative]], origin)
-    if not mined:
+
+
+def at_least_one(triples: Iterable[Example], queries: Sequence[Example]) -> Iterator[Example]:
+    """Pass the triples mined from ``queries`` through.
+
+    :raises InputError: there is none.
+    """
+    triple = None
+    for triple in triples:
+        yield triple
+    if triple is None:
         raise InputError(
             f"no triple from {len(queries)} train queries: each needs a relevant document (grade above 0) and a "
             "candidate that is not; check the train qrels, negatives_skip and negatives_depth"

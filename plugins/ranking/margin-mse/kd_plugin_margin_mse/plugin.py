@@ -14,7 +14,7 @@ from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.demo import demo_collection
 from kd_plugin_margin_mse.formats import read_collection
 from kd_plugin_margin_mse.index import check_size
-from kd_plugin_margin_mse.mining import mine_triples
+from kd_plugin_margin_mse.mining import at_least_one, mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
 from kd_plugin_margin_mse.students import build_student, load_tokenizer
 from kd_plugin_margin_mse.teachers import load_teacher
@@ -113,7 +113,7 @@ class MarginMSE:
     negatives_depth: int = option(100, "candidates that negatives are drawn from", least=2)
     negatives_skip: int = option(0, "best candidates left out, as they may be relevant but unjudged", least=0)
 
-    steps: int = option(80, "optimiser steps", least=1)
+    steps: int = option(64, "optimiser steps", least=1)
     warmup_steps: int = option(100, "negatives = student: RankNet steps before the mining", least=1)
     batch_size: int = option(16, "triples a step", least=1)
     accumulate: int = option(1, "micro-batches a step", least=1)
@@ -121,7 +121,7 @@ class MarginMSE:
     kernel_learning_rate: float = option(1e-3, "tk: peak learning rate of the kernels", above=0)
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", between=(0, 1))
     clip_norm: float | None = option(1.0, "clip gradients to this norm", above=0)
-    evaluate_every: int | None = option(40, "steps between validation checks", least=1)
+    evaluate_every: int | None = option(32, "steps between validation checks", least=1)
     patience: int | None = option(None, "stop after so many checks without improvement", least=1)
 
     validation_queries: int = option(100, "train queries held out where the data has no dev split", least=1)
@@ -276,7 +276,7 @@ class MarginMSE:
         if from_student:
             ranking = evaluation.Ranking(run, models.student, _tokenizer(self.student))
             candidates = ranking.candidates(queries, self.negatives_depth, candidates)
-        return mine_triples(
+        triples = mine_triples(
             queries,
             run.data["corpus"],
             candidates,
@@ -285,6 +285,7 @@ class MarginMSE:
             seed=run.seed,
             origin="student" if from_student else "bm25",
         )
+        return at_least_one(triples, queries)
 
     # Teacher and loss
 
