@@ -186,29 +186,52 @@ def _measure_retrieval(
 
 def measure_teacher(run: Run, teacher: PairTeacher, split: str, settings: Settings) -> list[Metric]:
     """Re-ranking of BM25's candidates; retrieval too where the teacher embeds texts on their own."""
-    queries = run.data[split]
+    queries, corpus = run.data[split], run.data["corpus"]
     found = _ids(bm25_candidates(run, queries, settings.depth))
+    embedded = teacher.embed([query["query"] for query in queries], [passage_text(document) for document in corpus])
+    if embedded is None:
+        return _measure_pairs(run, teacher, queries, found, settings)
+    ids = [document.id for document in corpus]
+    places = {identifier: place for place, identifier in enumerate(ids)}
+    scores = [
+        (embedded.passages[[places[identifier] for identifier in row]] @ vector).tolist() if row else []
+        for row, vector in zip(found, embedded.queries)
+    ]
+    exact = PassageIndex.build(embedded.passages, ids)
+    retrieved_scores, retrieved = exact.search(embedded.queries, 1000)
+    ranked = as_run([query.id for query in queries], retrieved, retrieved_scores)
+    latency = embedded.query_ms + search_speed(exact, embedded.queries, 100).latency_ms
+    return [
+        *measure(ranked, _relevant(queries), RETRIEVAL, relevant_from=settings.relevant_from),
+        *_measure_reranked(queries, found, scores, settings),
+        Metric("latency_ms", latency, "lower"),
+    ]
+
+
+def _measure_pairs(
+    run: Run, teacher: PairTeacher, queries: Sequence[Example], found: Sequence[Sequence[str]], settings: Settings
+) -> list[Metric]:
+    """A teacher that has to read every pair: re-ranking, and the time that one query's candidates take."""
     texts = _texts_of(run, _union(found))
     pairs = [[(query["query"], texts[identifier]) for identifier in ids] for query, ids in zip(queries, found)]
-    flat = teacher.scores([pair for row in pairs for pair in row]).tolist()
-    rows = iter(flat)
-    scored = as_run([query.id for query in queries], found, [[next(rows) for _ in ids] for ids in found])
-    metrics = _named(measure(scored, _relevant(queries), RERANKING, relevant_from=settings.relevant_from), "rerank")
+    rows = iter(teacher.scores([pair for row in pairs for pair in row]).tolist())
+    metrics = _measure_reranked(queries, found, [[next(rows) for _ in ids] for ids in found], settings)
     times = []
     for row in pairs[:3]:
         start = time.perf_counter()
         teacher.scores(row)
         times.append(time.perf_counter() - start)
-    reranking_ms = 1000 * statistics.median(times)
-    embedded = teacher.embed([query["query"] for query in queries], [passage_text(d) for d in run.data["corpus"]])
-    if embedded is None:
-        return [*metrics, Metric("latency_ms", reranking_ms, "lower")]
-    exact = PassageIndex.build(embedded.passages, [document.id for document in run.data["corpus"]])
-    scores, ids = exact.search(embedded.queries, 1000)
-    retrieved = as_run([query.id for query in queries], ids, scores)
-    latency = embedded.query_ms + search_speed(exact, embedded.queries, 100).latency_ms
-    retrieval = measure(retrieved, _relevant(queries), RETRIEVAL, relevant_from=settings.relevant_from)
-    return [*retrieval, *metrics, Metric("latency_ms", latency, "lower")]
+    return [*metrics, Metric("latency_ms", 1000 * statistics.median(times), "lower")]
+
+
+def _measure_reranked(
+    queries: Sequence[Example],
+    found: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    settings: Settings,
+) -> list[Metric]:
+    ranked = as_run([query.id for query in queries], found, scores)
+    return _named(measure(ranked, _relevant(queries), RERANKING, relevant_from=settings.relevant_from), "rerank")
 
 
 def measure_bm25(run: Run, split: str, settings: Settings) -> list[Metric]:
