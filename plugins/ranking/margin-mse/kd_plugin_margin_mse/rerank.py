@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import time
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_plugin_margin_mse.students.base import RankingStudent, Represented
+from kdcore.engine.predict import evaluating
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
 
@@ -184,7 +184,7 @@ def rerank(
     :param batch_size: candidates scored at once.
     :return: for each query the scores of its candidates, in their order.
     """
-    with _inference(student):
+    with evaluating(student):
         return [
             _scores(student, query, ids, passages, batch_size) for query, ids in zip(queries, candidates, strict=True)
         ]
@@ -204,7 +204,7 @@ def rerank_latency(
     """
     pairs = list(zip(queries, candidates, strict=True))
     times = []
-    with _inference(student):
+    with evaluating(student):
         for query, ids in [*pairs[:2], *pairs]:
             start = time.perf_counter()
             _scores(student, query, ids, passages, batch_size)
@@ -227,7 +227,7 @@ def represent_passages(
 ) -> Iterator[tuple[list[str], Represented]]:
     """Represent passages, the longest first, in batches of similar length, for `PassageStore.build`."""
     for places in _by_length([len(row) for row in tokens], batch_size):
-        with _inference(student):
+        with evaluating(student):
             represented = student.represent_passages(*_padded([tokens[i] for i in places], student.device))
         yield [ids[i] for i in places], represented
 
@@ -242,7 +242,7 @@ def encode(
     represent = student.represent_queries if of == "queries" else student.represent_passages
     vectors = np.empty((0, 0), np.float32)
     for places in _by_length([len(row) for row in tokens], batch_size):
-        with _inference(student):
+        with evaluating(student):
             represented = represent(*_padded([tokens[i] for i in places], student.device))
         if represented.mask is not None:
             raise InputError(f"a {student.architecture} student cannot be indexed; use it to re-rank candidates")
@@ -299,16 +299,3 @@ def _check_ids(ids: Sequence[str]) -> None:
 
 def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-@contextlib.contextmanager
-def _inference(student: RankingStudent) -> Iterator[None]:
-    """Eval mode without gradient; the modes of the student's modules are put back after."""
-    training = [module for module in student.modules() if module.training]
-    student.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
