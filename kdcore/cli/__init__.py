@@ -41,6 +41,7 @@ FULL_OR_FORBIDDEN = {
     errno.EPERM: "change its permissions",
 }
 
+HELP_OPTION = {"help_option_names": ["-h", "--help"]}
 STDOUT = 1
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -69,7 +70,7 @@ class Commands(click.Group):
 
 @click.command(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTION,
     epilog="""\b
 Examples:
   kdcore list

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcore.cli import debug_option
+from kdcore.cli import HELP_OPTION, debug_option
 from kdcore.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    context_settings=HELP_OPTION,
     epilog="""\b
 Examples:
   kdcore compare runs/a runs/b

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from kdcore.cli import cli
+from kdcore.cli import HELP_OPTION, cli
 
 
 @click.command(
+    context_settings=HELP_OPTION,
     epilog="""\b
 Install it once:
   bash:  kdcore completion bash > ~/.kdcore-complete.sh

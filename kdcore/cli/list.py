@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import attrs
 import click
 
-from kdcore.cli import debug_option
+from kdcore.cli import HELP_OPTION, debug_option
 from kdcore.plugins import PluginInfo, installed, try_all
 
 HEADER = ("NAME", "DOMAIN", "PAPER", "VERSION", "SUMMARY")
@@ -21,6 +21,7 @@ Without a package, a file with one plugin class works too: kdcore run --plugin .
 
 @click.command(
     "list",
+    context_settings=HELP_OPTION,
     epilog="""\b
 Examples:
   kdcore list

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from kdcore.cli import debug_option
+from kdcore.cli import HELP_OPTION, debug_option
 
 
 @click.command(
+    context_settings=HELP_OPTION,
     epilog="""\b
 Examples:
   kdcore report runs/mine

