@@ -20,13 +20,14 @@ import ranking_tables
 import recording
 
 ARCHITECTURES = ("bert_dot", "colbert", "prett", "tk")
-LEARNING_RATES = {"bert_dot": 1e-4, "colbert": 1e-4, "prett": 1e-4, "tk": 1e-3}
+STEPS = {"bert_dot": 200, "colbert": 100, "prett": 100, "tk": 200}
+LEARNING_RATES = {"bert_dot": 3e-4, "colbert": 3e-4, "prett": 3e-4, "tk": 1e-3}
 SETTINGS = {
     "layers": 2,
     "passage_length": 64,
     "batch_size": 16,
     "negatives_per_query": 3,
-    "evaluate_every": 40,
+    "evaluate_every": 50,
     "rerank_depth": 50,
     "teacher_length": 256,
     "teacher_batch": 8192,
@@ -66,7 +67,7 @@ def command_for(architecture: str, options: Any) -> list[str]:
     settings: dict[str, Any] = {
         **SETTINGS,
         "architecture": architecture,
-        "steps": options.steps,
+        "steps": STEPS[architecture],
         "learning_rate": LEARNING_RATES[architecture],
         "measure_teacher": str(architecture == options.architectures[0]).lower(),
     }
@@ -130,7 +131,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/retrieval-DATA)")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--seeds", type=int, default=3, help="of each arm (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=120, help="of each student (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of the plugin")
     options = parser.parse_args()
     name = options.data.resolve().name

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Examples:
   kdcore compare runs/a runs/b
   kdcore compare runs/a runs/b runs/c --json
-"""
+""",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_A RUN_B [...]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

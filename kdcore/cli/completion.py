@@ -16,7 +16,7 @@ Install it once:
          echo '. ~/.kdcore-complete.sh' >> ~/.bashrc
   zsh:   kdcore completion zsh > ~/.kdcore-complete.zsh
          echo '. ~/.kdcore-complete.zsh' >> ~/.zshrc
-  fish:  kdcore completion fish > ~/.config/fish/completions/kdcore.fish"""
+  fish:  kdcore completion fish > ~/.config/fish/completions/kdcore.fish""",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:

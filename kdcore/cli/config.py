@@ -16,7 +16,7 @@ Examples:
   kdcore config margin-mse > run.toml
   kdcore config margin-mse --set temperature=2 --set run.seeds=3
   kdcore config margin-mse --plugin ./joiner.py
-  kdcore run --config run.toml"""
+  kdcore run --config run.toml""",
 )
 @click.argument("name", shell_complete=complete_plugins)
 @click.option(

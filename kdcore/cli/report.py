@@ -15,7 +15,7 @@ from kdcore.cli import HELP_OPTION, debug_option
 Examples:
   kdcore report runs/mine
   kdcore report runs/mine --open
-"""
+""",
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")

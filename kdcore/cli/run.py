@@ -25,7 +25,7 @@ Examples:
   kdcore run --resume runs/mine
 
 Exit codes: 0 done; 1 failed while running (resumable); 2 the input is wrong;
-130 interrupted (resumable)."""
+130 interrupted (resumable).""",
 )
 @click.option(
     "--plugin",

@@ -1,23 +1,20 @@
-"""Train one stage: rounds, steps, turns, passes, checks and checkpoints."""
+"""Train one stage: rounds, steps, turns, passes and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_model, save_model
 
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
 from kdcore.engine.checkpoint import Checkpoints, TrainingState
-from kdcore.engine.evaluation import evaluate_subject
+from kdcore.engine.checks import Checks
 from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.rounds import Rounds
@@ -25,7 +22,7 @@ from kdcore.engine.seeds import derive, seed_everything, seed_torch
 from kdcore.engine.step import Passes, detach_memo, weighted_sum
 from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import JsonLines, write_json
-from kdcore.recipe import Example, Metric, Turn
+from kdcore.recipe import Example, Turn
 from kdcore.teachers.outputs import StageTeachers, TeacherOutputs
 
 if TYPE_CHECKING:
@@ -61,6 +58,7 @@ class Training:
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
         self.run.attach(self.module)
         self.models = Models(self.module.models)
+        self.checks = Checks(job, self.module, self.models)
 
     def _seed(self, *parts: int | str) -> int:
         return derive(self.run.seed, self.stage.name, *parts)
@@ -113,7 +111,7 @@ class Training:
     def _round(self) -> None:
         state, number = self.state, self.state.round
         self.run.round, self.run.step = number, state.step
-        pool = self.rounds.pool(number, self.models, self._validate)
+        pool = self.rounds.pool(number, self.models, self.checks.measure)
         if not len(pool):
             source = "data_synth made no example" if self.data.synth else f"the split {self.data.split!r} is empty"
             raise InputError(f"stage {self.stage.name!r}: nothing to train on in round {number}: {source}")
@@ -127,13 +125,13 @@ class Training:
                 self._step(pool, indices, micro_batches, number, steps)
                 state.seconds = elapsed + time.monotonic() - began
                 if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
-                    self._check()
+                    self.checks.check(state, self.metrics)
                 if state.step % self.stage.checkpoints == 0:
                     self._checkpoint()
                 if state.stopped:
                     break
-        if self._monitoring and (not state.history or state.history[-1][0] != state.step):
-            self._check()
+        if not state.history or state.history[-1][0] != state.step:
+            self.checks.check(state, self.metrics)
         state.round_steps.append(state.step - state.round_start)
         state.round, state.round_start = number + 1, state.step
         if state.step > first_step and state.round < self.rounds.count:
@@ -324,7 +322,7 @@ class Training:
 
     def _trace_control(self) -> None:
         """Refuse, before anything is paid for, a comparison whose control would have nothing to train on."""
-        examples = self.rounds.control_examples(2, self.models, self._validate)
+        examples = self.rounds.control_examples(2, self.models, self.checks.measure)
         advice = "declare an Arm(control=True) in the recipe, or run without --compare"
         if not examples:
             raise InputError(f"stage {self.stage.name!r}: without the teacher no training example remains; {advice}")
@@ -342,82 +340,18 @@ class Training:
                         f"{self.stage.name}: no loss term of turn {turn!r} has a weight in the control; {advice}"
                     )
 
-    # Checks
-
-    @property
-    def _monitoring(self) -> bool:
-        return "validation" in self.run.data and len(self.run.data["validation"]) > 0 and bool(self._authors)
-
-    @property
-    def _authors(self) -> list[str]:
-        return self.job.plugins.implementers("evaluate")
-
-    def _validate(self) -> dict[str, Metric]:
-        return evaluate_subject(
-            self.job.plugins, self.run, self.stage, self.models[self.stage.subject], self.stage.subject, "validation"
-        )
-
-    def _check(self) -> None:
-        if not self._monitoring:
-            return
-        state = self.state
-        self.run.step = state.step
-        seed_everything(self._seed(state.step, "check"))
-        metrics = self._validate()
-        line = {"step": state.step, "split": "validation"}
-        figures = {name: metric.value for name, metric in metrics.items()}
-        better = {name: metric.better for name, metric in metrics.items()}
-        self.metrics.append({**line, "metrics": figures, "better": better})
-        self.job.track({f"validation/{name}": value for name, value in figures.items()}, state.step)
-        monitored = self.stage.monitor or self.job.recipe.headline
-        if monitored not in metrics:
-            raise PluginError(
-                f"stage {self.stage.name!r} monitors {monitored!r}, but evaluate of plugin {', '.join(self._authors)} "
-                f"gave {', '.join(metrics) or 'nothing'}"
-            )
-        sign = 1.0 if metrics[monitored].better == "higher" else -1.0
-        state.history.append((state.step, sign * metrics[monitored].value))
-        best = max(value for _, value in state.history)
-        state.best_step = next(step for step, value in state.history if value == best)
-        self.job.progress.line(
-            f"{self.job.title}: step {state.step}, validation {monitored} {metrics[monitored].value:.4f}"
-            + (" (best)" if state.best_step == state.step else "")
-        )
-        if self.stage.keep == "best" and state.best_step == state.step:
-            self._save_best()
-        stale = sum(1 for step, _ in state.history if step > state.best_step)
-        if self.stage.patience and self.job.bound is None and stale >= self.stage.patience:
-            state.stopped = True
-
-    def _best_path(self, step: int) -> Path:
-        return self.job.folder / "best" / f"step-{step}.safetensors"
-
-    def _save_best(self) -> None:
-        if self.run.rank != 0:
-            return
-        path = self._best_path(self.state.step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_model(self.module, str(temporary))
-        temporary.replace(path)
-
     def _checkpoint(self) -> None:
         self.state.metrics_offset = self.metrics.offset()
         if self.run.rank == 0:
             self.checkpoints.save(self.state, self.module, self.optimizers, self._scaler)
-            for path in (self.job.folder / "best").glob("step-*"):
-                if path != self._best_path(self.state.best_step):
-                    path.unlink()
+            self.checks.tidy(self.state)
         self.accelerator.wait_for_everyone()
 
     # The end
 
     def _finish(self) -> dict[str, Any]:
         state = self.state
-        kept = state.step
-        if self.stage.keep == "best" and state.best_step >= 0 and state.best_step != state.step:
-            kept = state.best_step
-            load_model(self.module, self._best_path(kept))
+        kept = self.checks.keep(state)
         done = {
             "steps": state.step,
             "round_steps": state.round_steps,
@@ -431,7 +365,7 @@ class Training:
         if self.run.rank == 0:
             write_json(self.job.folder / "done.json", done)
             self.checkpoints.remove()
-            shutil.rmtree(self.job.folder / "best", ignore_errors=True)
+            self.checks.remove()
         self.accelerator.wait_for_everyone()
         self.run.attach(None)
         return done

@@ -37,7 +37,8 @@ def test_the_settings_exist_and_have_these_defaults() -> None:
         assert {first, *others} <= FIELDS.keys()
         value = FIELDS[first].default
         if re.fullmatch(r"`?[\w.]+`?", default):
-            assert default.strip("`") == (f"{value:g}" if isinstance(value, float) else str(value))
+            written = f"{value:g}" if isinstance(value, float) else str(value)
+            assert default.strip("`") == (written.lower() if isinstance(value, bool) else written)
     guide = " ".join(cells[0] for cells in rows(GUIDE, "## 3. Configure"))
     assert set(re.findall(r"`(\w+)`", guide)) <= FIELDS.keys()
 
