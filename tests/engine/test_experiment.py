@@ -1,0 +1,59 @@
+"""A run that is only planned, and one that is already over."""
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from kdcore import reports
+from kdcore.config import configure, read_run
+from kdcore.engine.experiment import dry_run, has_results
+from kdcore.engine.experiment import execute as run
+from kdcore.engine.training import Training
+from kdcore.plugins import load
+from kdcore.reports import terminal
+
+SOFT_LABELS = Path(__file__).parents[1] / "methods" / "soft_labels.py"
+
+
+def test_a_dry_run_builds_nothing_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    def build(*arguments, **options):
+        raise AssertionError("a model was built")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nn.Module, "__init__", build)
+    dry_run(configure([load(str(SOFT_LABELS))], None, [], {"device": "cpu", "compare": True, "seeds": 2}))
+    lines = capsys.readouterr().out.splitlines()
+    assert "arms      distill, control" in lines
+    assert "stage     distil: 30 steps of 16 examples; done 4 times" in lines
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_not_trained_again(execute, monkeypatch):
+    monkeypatch.setattr(reports, "write_all", lambda folder: None)
+    monkeypatch.setattr(terminal, "print_table", lambda folder: None)
+    folder = execute("steps=2")
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    assert before
+
+    def train(self):
+        raise AssertionError("a finished stage was trained again")
+
+    monkeypatch.setattr(Training, "train", train)
+    assert run(read_run(folder), folder) == folder
+    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("store/large-00/rows-0.index", True),
+        ("arms/distill/seed-0/s/checkpoints/step-7/state.json", True),
+        ("shared/s/done.json", True),
+        ("arms/distill/seed-0/s/metrics.jsonl", False),
+    ],
+)
+def test_a_folder_is_worth_resuming_once_something_was_paid_for(tmp_path, file, expected):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    assert has_results(tmp_path) is expected

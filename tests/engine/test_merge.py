@@ -1,0 +1,89 @@
+"""Sources of a merge, and what a failed one leaves behind."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdcore import InputError, Run, Stage, Target
+from kdcore.engine.merge import LazyTensors, merge, source_tensors
+from kdcore.errors import PluginError
+from kdcore.files import read_json
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder with a model in two files."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file({"weight": torch.arange(6.0).reshape(3, 2)}, folder / "model-00001-of-00002.safetensors")
+    save_file({"bias": torch.ones(3)}, folder / "model-00002-of-00002.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def job(tmp_path, source, answer):
+    targets = [Target("student", [str(source)], lambda run: nn.Linear(2, 3))]
+    return SimpleNamespace(
+        run=Run(folder=tmp_path),
+        stage=Stage(name="merge", targets=targets),
+        folder=tmp_path / "merge",
+        save_targets=lambda: None,
+        plugins=SimpleNamespace(
+            newest_first=lambda hook: ["joiner"],
+            ask=lambda plugin, hook, *, sources, **_: answer(sources[str(source)]),
+        ),
+    )
+
+
+def doubled(tensors):
+    return ((name, 2 * tensor) for name, tensor in tensors.items())
+
+
+def test_a_folder_in_several_files_is_one_source(shards):
+    tensors = source_tensors(Run(folder=shards), str(shards))
+    assert sorted(tensors) == ["bias", "weight"]
+    assert len(tensors) == 2
+    assert tensors["weight"].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_tensors_are_read_when_they_are_asked_for(shards):
+    tensors = LazyTensors(sorted(shards.glob("*.safetensors")))
+    save_file({"bias": torch.zeros(3)}, shards / "model-00002-of-00002.safetensors")
+    assert tensors["bias"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("reference", ["earlier/student", "{tmp}", "{tmp}/none"])
+def test_a_source_that_is_nothing_is_refused(tmp_path, reference):
+    with pytest.raises(InputError, match=r"neither a finished stage's module nor a folder with \.safetensors files"):
+        source_tensors(Run(folder=tmp_path), reference.format(tmp=tmp_path))
+
+
+def test_a_merge_writes_what_it_was_given_and_that_it_is_done(tmp_path, shards):
+    merge(job(tmp_path, shards, doubled))
+    merged = load_file(tmp_path / "merge" / "models" / "student.safetensors")
+    assert merged["weight"].tolist() == [[0, 2], [4, 6], [8, 10]]
+    assert merged["bias"].tolist() == [2, 2, 2]
+    assert read_json(tmp_path / "merge" / "done.json")["round_steps"] == []
+
+
+def test_views_of_other_tensors_can_be_merged(tmp_path, shards):
+    transposed = torch.arange(6.0).reshape(2, 3).T
+    merge(job(tmp_path, shards, lambda tensors: [("weight", transposed), ("bias", tensors["bias"].expand(3))]))
+    assert torch.equal(load_file(tmp_path / "merge" / "models" / "student.safetensors")["weight"], transposed)
+
+
+def test_a_failed_merge_leaves_nothing_half_written(tmp_path, shards):
+    def fails(tensors):
+        yield "weight", tensors["weight"]
+        raise OSError("a source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        merge(job(tmp_path, shards, fails))
+    assert [path for path in (tmp_path / "merge").rglob("*") if path.is_file()] == []
+    with pytest.raises(PluginError, match="left out 2 tensors of target 'student', first bias"):
+        merge(job(tmp_path, shards, lambda tensors: []))
+    assert not (tmp_path / "merge" / "done.json").exists()
+    merge(job(tmp_path, shards, doubled))

@@ -1,0 +1,101 @@
+"""The pool of a round: sealed before it is used, and read again after that."""
+
+from types import SimpleNamespace
+
+import pytest
+from attrs import frozen
+
+from kdcore import Data, Example, Metric, Run, Splits, Stage, Synth, hookimpl
+from kdcore.engine.rounds import LazyReport, Rounds
+from kdcore.plugins import Plugins
+
+TRAIN = [Example({}, id="given"), Example({}, id="told", teacher="llm")]
+
+
+@frozen
+class Writing:
+    """Two examples a round, the second from a teacher; tells each time it is asked."""
+
+    told: list
+    reads: bool = False
+
+    @hookimpl
+    def data_synth(self, run, report):
+        self.told.append(run.round)
+        if self.reads:
+            self.told.append(report["size"].value)
+        yield Example({"n": 1}, id=f"{run.round}/own")
+        yield Example({"n": 2}, id=f"{run.round}/llm", teacher="llm")
+
+
+def rounds(folder, plugin, synth, *, split="train", control=False):
+    run = Run(folder=folder)
+    run.data = Splits({"train": TRAIN, "validation": [Example({}, id="v")], "test": []})
+    stage = Stage(name="s", loop=lambda *_: [], data=Data(item=lambda example: {}, split=split, synth=synth))
+    accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+    plugins = Plugins({"writing": plugin})
+    return Rounds(
+        SimpleNamespace(
+            run=run, stage=stage, folder=folder / "s", plugins=plugins, control=control, accelerator=accelerator
+        )
+    )
+
+
+def ids(pool):
+    return [example.id for example in pool]
+
+
+def never():
+    raise AssertionError("validation was measured although nobody read the report")
+
+
+def test_a_sealed_round_is_never_drawn_again(tmp_path):
+    told = []
+    assert ids(rounds(tmp_path, Writing(told), Synth(rounds=2)).pool(0, None, never)) == [
+        "given", "told", "0/own", "0/llm",
+    ]  # fmt: skip
+    resumed = rounds(tmp_path, Writing(told), Synth(rounds=2))
+    resumed.job.run.round = 1
+    assert ids(resumed.pool(1, None, never)) == ["given", "told", "0/own", "0/llm", "1/own", "1/llm"]
+    assert ids(resumed.pool(1, None, never)) == ids(resumed.pool(1, None, never))
+    assert told == [0, 1]
+
+
+def test_a_draw_that_fails_seals_nothing(tmp_path):
+    @frozen
+    class Failing:
+        @hookimpl
+        def data_synth(self):
+            yield Example({}, id="paid")
+            raise ConnectionError("no answer")
+
+    with pytest.raises(ConnectionError):
+        rounds(tmp_path, Failing(), Synth()).pool(0, None, never)
+    assert ids(rounds(tmp_path, Writing([]), Synth(), split=None).pool(0, None, never)) == ["0/own", "0/llm"]
+
+
+def test_the_control_has_neither_given_nor_made_knowledge_of_a_teacher(tmp_path):
+    assert ids(rounds(tmp_path, Writing([]), Synth(), control=True).pool(0, None, never)) == ["given", "0/own"]
+    assert ids(rounds(tmp_path, Writing([]), None, control=True).pool(0, None, never)) == ["given"]
+
+
+def test_a_look_at_the_controls_examples_keeps_nothing(tmp_path):
+    looked = rounds(tmp_path, Writing([]), Synth()).control_examples(2, None, never)
+    assert ids(looked) == ["given", "0/own"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_may_be_measured_inside_the_seal(tmp_path):
+    told = []
+    made = rounds(tmp_path, Writing(told, reads=True), Synth())
+    made.pool(0, None, lambda: {"size": Metric("size", len(made.job.run.data["validation"]))})
+    assert told == [0, 1]
+
+
+def test_a_report_is_measured_once_and_only_when_read():
+    measured = []
+    report = LazyReport(lambda: measured.append(1) or {"f1": Metric("f1", 0.5)})
+    assert measured == []
+    assert report["f1"].value == 0.5
+    assert (list(report), len(report), "f1" in report, "f2" in report) == (["f1"], 1, True, False)
+    assert measured == [1]
