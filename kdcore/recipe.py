@@ -70,6 +70,8 @@ def option(
         bounds.append((f"one of {', '.join(map(str, choices))}", lambda value: value in choices))
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value != value:
+            raise ValueError(f"{attribute.name} = {value!r} must be a number")
         for words, holds in bounds:
             if value is not None and not holds(value):
                 raise ValueError(f"{attribute.name} = {value!r} must be {words}")
@@ -173,7 +175,9 @@ class Row:
     """
 
     lengths: str | None = None
-    dtype: Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"] = field(
+        default="float32", validator=_one_of("float32", "float16", "bfloat16", "int8", "int32", "int64")
+    )
 
 
 @frozen(eq=False)
@@ -348,6 +352,8 @@ class Stage:
                 raise ValueError(f"stage {self.name!r} trains, so it needs build and data")
             if (self.steps is None) == (self.epochs is None):
                 raise ValueError(f"stage {self.name!r} needs exactly one of steps and epochs")
+        if self.loop is not None and self.build is None:
+            raise ValueError(f"stage {self.name!r} owns its loop, so it needs build")
         if self.data is not None and self.data.views == "fresh" and any(t.store for t in self.teachers.values()):
             raise ValueError(f"stage {self.name!r}: fresh views cannot be combined with a stored teacher")
 

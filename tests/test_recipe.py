@@ -81,7 +81,7 @@ def test_bounds_of_options_hold_at_their_edges_and_not_for_none() -> None:
     assert attrs.evolve(Options(share=1), share=None).share is None
     for wrong, words in (
         ({"rate": 0}, "rate = 0 must be above 0"),
-        ({"rate": float("nan")}, "rate = nan must be above 0"),
+        ({"rate": float("nan")}, "rate = nan must be a number"),
         ({"share": 1.1}, "share = 1.1 must be at most 1"),
         ({"share": -0.1}, "share = -0.1 must be at least 0"),
         ({"kind": "c"}, "kind = 'c' must be one of a, b"),

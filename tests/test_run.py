@@ -7,7 +7,9 @@ from kdcore.recipe import Data
 
 def at(tmp_path, rank=0, step=3, seed=0):
     run = Run(folder=tmp_path, seed=seed, rank=rank, world=2)
-    run.stage = Stage(name="s", loop=lambda run, stage, models, folder: [], data=Data(item=lambda e: {}))
+    run.stage = Stage(
+        name="s", loop=lambda run, stage, models, folder: [], build=lambda run: {}, data=Data(item=lambda e: {})
+    )
     run.step = step
     return run
 

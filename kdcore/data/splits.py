@@ -97,6 +97,8 @@ def _identity(example: Example, fields: Sequence[str]) -> str:
 def inspect_splits(splits: Splits, identity: Sequence[str]) -> Inspection:
     """Check ids, duplicates and leaks between train, validation and test.
 
+    Of a train split of more than 100,000 examples only groups and leaks are checked.
+
     :param identity: the fields whose equality (case and white space aside) makes two examples one.
     :raises InputError: ids that occur twice in a split; a group or half of an evaluation split that is also in train.
     """
@@ -104,7 +106,7 @@ def inspect_splits(splits: Splits, identity: Sequence[str]) -> Inspection:
     groups: dict[str, set[str]] = {}
     duplicates: dict[str, int] = {}
     for name in RESERVED:
-        if name not in splits or len(splits[name]) > SAMPLED_ABOVE:
+        if name not in splits or (name == "train" and len(splits[name]) > SAMPLED_ABOVE):
             continue
         counts = Counter(example.id for example in splits[name] if example.id)
         repeated = [key for key, count in counts.items() if count > 1]
@@ -117,6 +119,11 @@ def inspect_splits(splits: Splits, identity: Sequence[str]) -> Inspection:
         for example in splits[name]:
             seen[name].setdefault(_identity(example, identity), example.id)
         duplicates[name] = len(splits[name]) - len(seen[name])
+    if "train" in splits and "train" not in groups:
+        evaluated = set().union(*seen.values())
+        groups["train"] = {example.group for example in splits["train"] if example.group}
+        keys = ((_identity(example, identity), example.id) for example in splits["train"]) if evaluated else ()
+        seen["train"] = {key: name for key, name in keys if key in evaluated}
     leaks: list[str] = []
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared_groups = groups.get(first, set()) & groups.get(second, set())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+from attrs import evolve
 
 from kdcore.engine.predict import evaluating
-from kdcore.errors import PluginError, RunError
+from kdcore.errors import PluginError, RunError, blaming
 from kdcore.recipe import Metric, Stage
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ def evaluate_subject(
 ) -> dict[str, Metric]:
     """Metric name to `Metric`, concatenated over all plugins.
 
-    :raises PluginError: a metric that is no Metric or is named twice.
-    :raises RunError: a metric that is NaN.
+    :returns: values and samples as Python floats.
+    :raises PluginError: a metric that is no Metric, is named twice, or whose value is no number.
+    :raises RunError: a value that is not finite.
     """
     sealed = ("test",) if split != "test" else ()
     metrics: dict[str, Metric] = {}
@@ -37,27 +39,38 @@ def evaluate_subject(
                 raise PluginError(
                     f"evaluate of plugin {plugin} gave a {type(answer).__name__}; return a list of Metric"
                 )
-            for metric in answer or ():
+            with blaming(f"in hook evaluate of plugin {plugin}"):
+                answered = list(answer or ())
+            for metric in answered:
                 if not isinstance(metric, Metric) or metric.name in metrics:
                     name = getattr(metric, "name", metric)
                     raise PluginError(f"evaluate of plugin {plugin} gave {name!r} twice, or not as a Metric")
-                value: object = metric.value
-                if not isinstance(value, SupportsFloat):
-                    kind = type(value).__name__
-                    raise PluginError(f"{metric.name} of plugin {plugin} is a {kind}; give its value as a number")
-                if math.isnan(value):
-                    raise RunError(f"{metric.name} of {subject} on {split} is NaN (plugin {plugin})")
-                metrics[metric.name] = metric
+                place = f"{metric.name} of {subject} on {split} (plugin {plugin})"
+                samples = metric.samples
+                if samples is not None:
+                    samples = {name: _number(f"{place}, example {name}", value) for name, value in samples.items()}
+                metrics[metric.name] = evolve(metric, value=_number(place, metric.value), samples=samples)
     return metrics
 
 
-def metrics_to_json(metrics: dict[str, Metric]) -> dict[str, Any]:
+def _number(place: str, value: Any) -> float:
+    """A Python float of a number, of numpy's or of a tensor of one element."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise PluginError(f"{place} is a {type(value).__name__}; give its value as a number") from None
+    if not math.isfinite(number):
+        raise RunError(f"{place} is {number}; every metric has to be finite")
+    return number
+
+
+def metrics_to_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """The form of ``evaluation.json``."""
     return {
         name: {
-            "value": float(metric.value),
+            "value": metric.value,
             "better": metric.better,
-            "samples": None if metric.samples is None else {k: float(v) for k, v in metric.samples.items()},
+            "samples": None if metric.samples is None else dict(metric.samples),
         }
         for name, metric in metrics.items()
     }

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from kdcore.config import Configuration, RunOptions, to_toml
 from kdcore.data.splits import Inspection, Splits, inspect_splits
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
-from kdcore.engine.identity import check_identity, environment
+from kdcore.engine.identity import Sources, check_identity, environment
 from kdcore.engine.plan import CONTROL, METHOD, Plan, describe, make_plan, plan_to_json, plugins_of, recipe_of
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
@@ -30,7 +30,7 @@ from kdcore.recipe import Arm, Example, Recipe, Stage
 from kdcore.run import Run
 from kdcore.teachers.outputs import StageTeachers
 
-BEFORE_THE_START = {".lock", "events.log", "data.json"}
+BEFORE_THE_START = {".lock", "events.log", "data.json", "identity.json"}
 
 
 def execute(configuration: Configuration, resume: Path | None = None) -> Path:
@@ -140,6 +140,7 @@ class Experiment:
         )
         self.progress = Progress(quiet=not self.accelerator.is_main_process)
         self.plan: Plan = make_plan(configuration, self._run_of(Arm(METHOD), 0))
+        self.sources = Sources(folder)
         self._splits: dict[str, Splits] = {}
         self._bounds: dict[int, Sequence[int] | None] = {}
 
@@ -154,7 +155,9 @@ class Experiment:
             write_text(self.folder / "config.toml", to_toml(self._resolved()))
             if first:
                 write_json(self.folder / "environment.json", environment(self.configuration))
-            write_json(self.folder / "plan.json", plan_to_json(self.plan, self.configuration, splits))
+            plan = plan_to_json(self.plan, self.configuration, splits)
+            started = {} if first else {"started": read_json(self.folder / "plan.json")["started"]}
+            write_json(self.folder / "plan.json", {**plan, **started})
         self.accelerator.wait_for_everyone()
         self.progress.line(f"run folder: {self.folder}")
 
@@ -268,7 +271,7 @@ class Experiment:
                     plugins=plugins,
                     accelerator=self.accelerator,
                     folder=folder,
-                    teachers=StageTeachers(run, stage, plugins, store, refuse=control),
+                    teachers=StageTeachers(run, stage, plugins, store, refuse=control, hash_source=self.sources.hash),
                     progress=self.progress,
                     title=f"{arm.name} seed {seed} {stage.name}" if own else stage.name,
                     track=lambda values, step: track({f"{stage.name}/{k}": v for k, v in values.items()}, step),

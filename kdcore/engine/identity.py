@@ -14,7 +14,9 @@ from kdcore.config import Configuration, settings_of
 from kdcore.data.splits import Splits
 from kdcore.errors import InputError
 from kdcore.files import read_json, write_json
+from kdcore.teachers.fingerprint import fingerprint_path
 
+DATA = "hash of the data"
 PACKAGES = ("kdcore", "torch", "transformers", "accelerate", "numpy", "sentence-transformers")
 
 
@@ -45,10 +47,10 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
     """
     identity = {
         **settings_of(configuration),
-        "data": splits.fingerprint(),
-        "processes": accelerator.num_processes,
-        "device": accelerator.device.type,
-        "threads": torch.get_num_threads(),
+        DATA: splits.fingerprint(),
+        "number of processes": accelerator.num_processes,
+        "kind of device": accelerator.device.type,
+        "number of threads": torch.get_num_threads(),
         **{f"version of {package}": _version(package) for package in PACKAGES},
     }
     path = folder / "identity.json"
@@ -58,7 +60,7 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
         return
     before = read_json(path)
     changes = [
-        "the data changed" if key == "data" else f"{key} was {_short(before.get(key))}, is {_short(identity.get(key))}"
+        "the data changed" if key == DATA else f"{key} was {_short(before.get(key))}, is {_short(identity.get(key))}"
         for key in {**identity, **before}
         if before.get(key) != identity.get(key)
     ]
@@ -71,6 +73,32 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
         )
 
 
+class Sources:
+    """The hashes of the teachers' sources: written when one is first read, compared ever after.
+
+    :param folder: the run folder; they stand in its ``sources.json``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "sources.json"
+
+    def hash(self, source: str) -> str:
+        """The hash of a source's contents.
+
+        :raises InputError: it is no longer what the run began with.
+        """
+        found = fingerprint_path(source)
+        known: dict[str, str] = read_json(self._path) if self._path.exists() else {}
+        if source not in known:
+            write_json(self._path, {**known, source: found})
+        elif known[source] != found:
+            raise InputError(
+                f"{self._path.parent}: the teacher's source {source} has changed since the run began; put it back, or "
+                "start a new run with --out"
+            )
+        return found
+
+
 def _short(value: Any) -> str:
     text = str(value)
-    return text[:12] if len(text) > 40 else text
+    return f"{text[:20]}…{text[-60:]}" if len(text) > 90 else text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,16 @@ class _Items(Dataset[Any]):
 
     def _item(self, index: int, epoch: int) -> Any:
         example = self.pool[index]
-        fresh = self.data.views == "fresh"
-        seed_everything(derive(self.seed, epoch, example.id) if fresh else derive("fixed view", example.id))
+        if self.data.views == "fixed":
+            return fixed_item(self.data, example)
+        seed_everything(derive(self.seed, epoch, example.id or str(index)))
         return self.data.item(example)
+
+
+def fixed_item(data: Data, example: Example) -> Mapping[str, Any]:
+    """The one item of an example, wherever it is asked for: what is random in it is seeded by the example."""
+    seed_everything(derive("fixed view", example.id or json.dumps(example.data, sort_keys=True, default=repr)))
+    return data.item(example)
 
 
 class Order(Sampler[list[Request]]):
@@ -66,16 +74,33 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
-class StepLoader:
-    """Iterates over steps: the global indices of each step and this rank's micro-batches, on the CPU."""
+class _MicroBatch:
+    """A collated micro-batch. Of it only the tensors are pinned: torch would walk every number of the items."""
 
-    def __init__(self, order: Order, pool: Sequence[Example], data: Data, workers: int) -> None:
+    def __init__(self, indices: Sequence[int], fields: Mapping[str, Any], items: Sequence[Any]) -> None:
+        self.indices, self.fields, self.items = indices, fields, items
+
+    def pin_memory(self) -> _MicroBatch:
+        fields = {
+            name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+            for name, value in self.fields.items()
+        }
+        return _MicroBatch(self.indices, fields, self.items)
+
+
+class StepLoader:
+    """Iterates over steps: the global indices of each step and this rank's micro-batches, on the CPU.
+
+    :param pin: put tensors into pinned memory, from which copies to a GPU do not wait.
+    """
+
+    def __init__(self, order: Order, pool: Sequence[Example], data: Data, workers: int, *, pin: bool = False) -> None:
         self.order, self.pool, self.accumulate = order, pool, order.stage.accumulate
         collate = data.collate or pad
 
-        def collated(loaded: Any) -> tuple[list[int], Any, list[Any]]:
+        def collated(loaded: Any) -> _MicroBatch:
             indices, items = loaded
-            return indices, collate(items), items
+            return _MicroBatch(indices, collate(items), items)
 
         self.loader = DataLoader(
             _Items(pool, data, derive(order.seed, "views")),
@@ -83,7 +108,7 @@ class StepLoader:
             collate_fn=collated,
             num_workers=workers,
             generator=torch.Generator().manual_seed(0),
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin,
             multiprocessing_context="fork" if workers else None,
         )
 
@@ -92,4 +117,4 @@ class StepLoader:
         for step in range(self.order.start, self.order.stop):
             micro = [next(batches) for _ in range(self.accumulate)]
             indices, _ = self.order.step(step)
-            yield indices, [Batch(fields, [self.pool[i] for i in chosen], items) for chosen, fields, items in micro]
+            yield indices, [Batch(m.fields, [self.pool[i] for i in m.indices], m.items) for m in micro]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from kdcore.errors import InputError, PluginError
+from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import replacing, write_json
 from kdcore.recipe import Target
 
 if TYPE_CHECKING:
     from kdcore.engine.stages import StageJob
     from kdcore.run import Run
+
+
+NamedTensor = tuple[str, torch.Tensor]
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
@@ -47,11 +50,18 @@ def source_tensors(run: Run, reference: str) -> LazyTensors:
     :raises InputError: neither a finished stage's module nor a folder with safetensors.
     """
     if reference.partition("/")[0] in run.stage_folders:
-        return LazyTensors([run.source(reference)])
+        path = run.source(reference)
+        if not path.exists():
+            raise InputError(f"{reference}: the stage has no such module; it has {', '.join(_modules_beside(path))}")
+        return LazyTensors([path])
     files = sorted(Path(reference).glob("*.safetensors"))
     if not files:
         raise InputError(f"{reference}: neither a finished stage's module nor a folder with .safetensors files")
     return LazyTensors(files)
+
+
+def _modules_beside(path: Path) -> list[str]:
+    return sorted(found.stem for found in path.parent.glob("*.safetensors"))
 
 
 def merge(job: StageJob) -> None:
@@ -66,24 +76,32 @@ def merge(job: StageJob) -> None:
     write_json(job.folder / "done.json", {**facts, "seconds": round(time.monotonic() - began, 3)})
 
 
+def _blamed(stream: Iterable[NamedTensor], plugin: str) -> Iterator[NamedTensor]:
+    with blaming(f"in hook merge_weights of plugin {plugin}"):
+        yield from stream
+
+
 def _merged(job: StageJob, target: Target) -> dict[str, torch.Tensor]:
+    """The target's tensors by name; of tied ones, which are the same tensor of the skeleton, the first name only."""
     sources = {reference: source_tensors(job.run, reference) for reference in target.sources}
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in target.skeleton(job.run).state_dict().items()}
+        expected = target.skeleton(job.run).state_dict(keep_vars=True)
+    first_names: dict[int, str] = {}
+    tied_to = {name: first_names.setdefault(id(tensor), name) for name, tensor in expected.items()}
     for plugin in job.plugins.newest_first("merge_weights"):
         stream = job.plugins.ask(plugin, "merge_weights", run=job.run, stage=job.stage, target=target, sources=sources)
         if stream is None:
             continue
         merged: dict[str, torch.Tensor] = {}
-        for name, tensor in stream:
-            if name not in expected or tensor.shape != expected[name]:
-                shape = tuple(expected[name]) if name in expected else "no such tensor"
+        for name, tensor in _blamed(stream, plugin):
+            if name not in expected or tensor.shape != expected[name].shape:
+                shape = tuple(expected[name].shape) if name in expected else "no such tensor"
                 raise PluginError(
                     f"merge_weights of plugin {plugin} gave {name} of shape {tuple(tensor.shape)} "
                     f"for target {target.name!r}, whose skeleton has {shape}"
                 )
-            merged[name] = tensor.contiguous()
-        missing = sorted(expected.keys() - merged.keys())
+            merged.setdefault(tied_to[name], tensor.contiguous())
+        missing = sorted(set(tied_to.values()) - merged.keys())
         if missing:
             raise PluginError(
                 f"merge_weights of plugin {plugin} left out {len(missing)} tensors of target {target.name!r}, "

@@ -122,7 +122,7 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
 
 def public_source(source: str) -> str:
     """A source without the machine's folders: hub names as they are, paths by their last part."""
-    parts = [Path(part).name if Path(part).exists() else part for part in source.split(",") if part]
+    parts = [Path(part).resolve().name if Path(part).exists() else part for part in source.split(",") if part]
     return ", ".join(parts)
 
 

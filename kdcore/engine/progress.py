@@ -43,7 +43,7 @@ class Bar:
             rate = (self._done - self._skipped) / (now - self._began)
             left = (self._total - self._done) / rate if rate > 0 else 0
             self._console.print(
-                f"{self._title}: {self._done}/{self._total}  {text}  {left:.0f} s left", highlight=False
+                f"{self._title}: {self._done}/{self._total}  {text}  {left:.0f} s left", highlight=False, markup=False
             )
 
 
@@ -72,10 +72,10 @@ class Progress:
             self.line(f"{title}: done in {time.monotonic() - began:.1f} s")
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(compact=True),
         )
         with RichProgress(*columns, console=self.console, expand=True) as rich:

@@ -15,15 +15,12 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_torch(seed: int) -> None:
-    """Seed torch's generators of the CPU and, where one is in use, of the GPU."""
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, of torch those of the CPU and of the GPUs in use."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    seed_torch(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +25,13 @@ if TYPE_CHECKING:
     from kdcore.run import Run
 
 
+SHARED = ("", "arms", "seeds")
+
+
 def ordered(stages: Sequence[Stage]) -> list[Stage]:
     """Stages after what they need, otherwise as the recipe lists them.
 
-    :raises PluginError: a name twice, an unknown need, a cycle.
+    :raises PluginError: a name twice, an unknown need, a cycle, a shared stage that needs one shared less widely.
     """
     by_name = {stage.name: stage for stage in stages}
     if len(by_name) < len(stages):
@@ -38,11 +40,20 @@ def ordered(stages: Sequence[Stage]) -> list[Stage]:
         for need in stage.needs:
             if need not in by_name:
                 raise PluginError(f"stage {stage.name!r} needs {need!r}, which the recipe does not have")
-    try:
-        order = list(TopologicalSorter({stage.name: stage.needs for stage in stages}).static_order())
-    except CycleError as error:
-        raise PluginError(f"the stages need each other in a circle: {' -> '.join(error.args[1])}") from None
-    return [by_name[name] for name in order]
+            if SHARED.index(by_name[need].shared) < SHARED.index(stage.shared):
+                raise PluginError(
+                    f"stage {stage.name!r} is shared by {stage.shared} but needs {need!r}, which is not: share that too"
+                )
+    order: list[Stage] = []
+    while len(order) < len(stages):
+        done = {stage.name for stage in order}
+        ready = (stage for stage in stages if stage.name not in done and done.issuperset(stage.needs))
+        following = next(ready, None)
+        if following is None:
+            circle = ", ".join(stage.name for stage in stages if stage.name not in done)
+            raise PluginError(f"the stages need each other in a circle: {circle}")
+        order.append(following)
+    return order
 
 
 def stage_folder(root: Path, arm_folder: Path, seed: int, stage: Stage) -> Path:
@@ -158,7 +169,7 @@ def _run_loop(job: StageJob) -> None:
     job.run.attach(module)
     metrics = job.stage.loop(job.run, job.stage, models, job.folder)
     job.save(models)
-    figures = {metric.name: metric.value for metric in metrics}
+    figures = {metric.name: float(metric.value) for metric in metrics}
     done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
     write_json(job.folder / "done.json", {"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
 

@@ -55,11 +55,14 @@ class Passes:
 
 
 def _checked(plugin: str, terms: Any) -> list[AuthoredTerm]:
+    """The terms of one list, each with its author."""
     if isinstance(terms, LossTerm) or not isinstance(terms, Sequence):
         raise PluginError(f"student_loss of plugin {plugin} gave {type(terms).__name__}; return a list of LossTerm")
     for term in terms:
         if not isinstance(term, LossTerm):
             raise PluginError(f"student_loss of plugin {plugin} gave a {type(term).__name__} among its LossTerms")
+        if sum(other.name == term.name for other in terms if isinstance(other, LossTerm)) > 1:
+            raise PluginError(f"student_loss of plugin {plugin} named two terms {term.name!r}; name each term once")
     return [(plugin, term) for term in terms]
 
 

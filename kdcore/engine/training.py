@@ -18,7 +18,7 @@ from kdcore.engine.checks import Checks
 from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.rounds import Rounds
-from kdcore.engine.seeds import derive, seed_everything, seed_torch
+from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.step import Passes, detach_memo, weighted_sum
 from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import JsonLines, write_json
@@ -58,7 +58,12 @@ class Training:
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
         self.run.attach(self.module)
         self.models = Models(self.module.models)
+        self.finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         self.checks = Checks(job, self.module, self.models)
+        if self.stage.subject not in self.models and (job.student_folder is not None or self.checks.possible):
+            raise PluginError(
+                f"stage {self.stage.name!r} builds {', '.join(self.models)} but no {self.stage.subject!r}, its subject"
+            )
 
     def _seed(self, *parts: int | str) -> int:
         return derive(self.run.seed, self.stage.name, *parts)
@@ -101,12 +106,16 @@ class Training:
         elif self.job.control_follows:
             self._trace_control()
         with JsonLines(self.job.folder / "metrics.jsonl", self.state.metrics_offset) as self.metrics:
-            while self.state.round < self.rounds.count and not self.state.stopped and not self._at_limit():
+            while self.state.round < self.rounds.count and (self._within_a_round() or not self._at_the_end()):
                 self._round()
         return self._finish()
 
-    def _at_limit(self) -> bool:
-        return self.run.limit is not None and self.state.step >= self.run.limit
+    def _within_a_round(self) -> bool:
+        """A resumption begins in a round that still has to be closed, perhaps without a further step."""
+        return self.state.step > self.state.round_start
+
+    def _at_the_end(self) -> bool:
+        return self.state.stopped or (self.run.limit is not None and self.state.step >= self.run.limit)
 
     def _round(self) -> None:
         state, number = self.state, self.state.round
@@ -115,23 +124,29 @@ class Training:
         if not len(pool):
             source = "data_synth made no example" if self.data.synth else f"the split {self.data.split!r} is empty"
             raise InputError(f"stage {self.stage.name!r}: nothing to train on in round {number}: {source}")
+        parts, examples = self.stage.accumulate * self.run.world, min(len(pool), self.stage.batch_size)
+        if parts > examples:
+            raise InputError(
+                f"stage {self.stage.name!r}: a step has {examples} examples for {self.stage.accumulate} micro-batches "
+                f"in {self.run.world} processes; lower accumulate, or give it more examples"
+            )
         steps = self._steps_of_round(number, len(pool))
         with self.run.data.sealed("test", when="in training"):
             if not self.job.control:
                 self.job.teachers.fill(pool, self.job.progress)
             began, first_step = time.monotonic(), state.step
             elapsed = state.seconds
-            for indices, micro_batches in self._batches(pool, steps):
+            for indices, micro_batches in [] if state.stopped else self._batches(pool, steps):
                 self._step(pool, indices, micro_batches, number, steps)
                 state.seconds = elapsed + time.monotonic() - began
                 if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
-                    self.checks.check(state, self.metrics)
+                    self._check()
                 if state.step % self.stage.checkpoints == 0:
                     self._checkpoint()
                 if state.stopped:
                     break
         if not state.history or state.history[-1][0] != state.step:
-            self.checks.check(state, self.metrics)
+            self._check()
         state.round_steps.append(state.step - state.round_start)
         state.round, state.round_start = number + 1, state.step
         if state.step > first_step and state.round < self.rounds.count:
@@ -152,7 +167,8 @@ class Training:
         done = self.state.step - self.state.round_start
         run = self.run
         order = Order(self.stage, pool, self._seed(self.state.round), run.rank, run.world, done, steps)
-        loader = StepLoader(order, pool, self.data, self.job.workers)
+        pin = self.accelerator.device.type == "cuda"
+        loader = StepLoader(order, pool, self.data, self.job.workers, pin=pin)
         title = f"{self.job.title}" + (f" round {self.state.round + 1}" if self.rounds.count > 1 else "")
         self._train_mode()
         self._logged: dict[str, float] = {}
@@ -166,12 +182,13 @@ class Training:
     def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int) -> None:
         state = self.state
         self.run.step = state.step
-        seed_torch(self._seed(number, state.step, "prepare"))
+        seed_everything(self._seed(number, state.step, "prepare"))
         micro_batches = [self._prepared(batch.to(self.accelerator.device)) for batch in micro_batches]
         totals = self._totals(micro_batches)
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
         progress = (number + (state.step - state.round_start) / max(steps, 1)) / self.rounds.count
         values: dict[str, torch.Tensor] = {}
+        total = torch.zeros((), device=self.accelerator.device)
         report: dict[str, dict[str, float]] = {"learning_rate": {}, "gradient_norm": {}}
         log_now = (state.step + 1) % self.job.log_every == 0 or state.step == 0
         for name, turn in self.turns.items():
@@ -183,7 +200,9 @@ class Training:
             for micro, batch in enumerate(micro_batches):
                 portion = len(batch) / len(indices)
                 with self._synchronised(micro == len(micro_batches) - 1):
-                    for key, value in self._passes(name, micro, batch, memos[micro], portion, totals).items():
+                    loss, found = self._passes(name, micro, batch, memos[micro], portion, totals)
+                    total += loss
+                    for key, value in found.items():
                         values[key] = values[key] + value if key in values else value
             norm = self._clip(turn, optimizer, self.trained[name])
             factor = turn.schedule(progress) if turn.schedule else 1.0
@@ -198,8 +217,9 @@ class Training:
         state.step += 1
         ids = "\x1f".join(pool[index].id or str(index) for index in indices)
         state.order_hash = hashlib.sha256(f"{state.order_hash}\n{ids}".encode()).hexdigest()
+        self.finite &= torch.isfinite(total)
         if log_now:
-            self._log(values, report, len(indices))
+            self._log(total, values, report, len(indices))
 
     def _prepared(self, batch: Batch) -> Batch:
         if self.stage.prepare is None:
@@ -221,11 +241,11 @@ class Training:
 
     def _passes(
         self, turn: str, micro: int, batch: Batch, memo: dict[str, Any], portion: float, totals: Mapping[str, float]
-    ) -> dict[str, torch.Tensor]:
-        """Run every pass of one micro-batch forward and backward; returns the values of all terms."""
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Run every pass of one micro-batch forward and backward; returns the loss and the values of all terms."""
         outputs = TeacherOutputs(self.job.teachers, batch, self.models)
         values: dict[str, torch.Tensor] = {}
-        trained = False
+        total: torch.Tensor | None = None
         passes = self._terms_of(
             turn, batch, memo, outputs, control=self.job.control, portion=portion, totals=totals, micro=micro
         )
@@ -234,16 +254,16 @@ class Training:
                 if not loss.requires_grad:
                     raise PluginError(f"{', '.join(found)}: no gradient reaches what turn {turn!r} trains")
                 self.accelerator.backward(loss * self.run.world)
-                trained = True
+                total = loss.detach() if total is None else total + loss.detach()
             for key, value in found.items():
                 values[key] = values[key] + value if key in values else value
             detach_memo(memo)
             outputs.drop_graph()
-        if not trained:
+        if total is None:
             raise PluginError(
                 f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight; there is nothing to train on"
             )
-        return values
+        return total, values
 
     def _terms_of(
         self,
@@ -280,7 +300,7 @@ class Training:
 
         number = 0
         while not passes.finished:
-            seed_torch(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
+            seed_everything(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
             result = self.wrapped(forward)
             if result is None:
                 return
@@ -304,7 +324,9 @@ class Training:
         self.accelerator.unscale_gradients(optimizer)
         return torch.nn.utils.clip_grad_norm_([p for _, p in named], turn.clip_norm)
 
-    def _log(self, values: Mapping[str, torch.Tensor], report: Mapping[str, Any], batch_size: int) -> None:
+    def _log(
+        self, loss: torch.Tensor, values: Mapping[str, torch.Tensor], report: Mapping[str, Any], batch_size: int
+    ) -> None:
         terms = {name: float(value) for name, value in values.items()}
         for name, value in terms.items():
             if value != value or value in (float("inf"), float("-inf")):
@@ -312,16 +334,31 @@ class Training:
                     f"loss term {name} is {value} at step {self.state.step} of stage {self.stage.name}; "
                     "lower the learning rate, or check the data and the teacher's outputs"
                 )
+        self._refuse_not_finite()
         rate = self.state.step * batch_size / max(self.state.seconds, 1e-9) if self.state.seconds else 0.0
-        line = {"step": self.state.step, "split": "train", "loss": sum(terms.values()), "terms": terms, **report}
+        line = {"step": self.state.step, "split": "train", "loss": float(loss), "terms": terms, **report}
         self.metrics.append({**line, "examples_per_second": rate})
         self.job.track({**{f"train/{k}": v for k, v in terms.items()}}, self.state.step)
         self._logged = {name.split("/")[-1]: value for name, value in terms.items()}
         if rate:
             self._logged["examples/s"] = rate
 
+    def _refuse_not_finite(self) -> None:
+        """Stop before a loss or a weight that is not finite is saved, measured, or trained on.
+
+        A gradient scaler skips the steps whose gradients overflow, so their losses are not counted.
+        """
+        weights = torch.stack([torch.isfinite(p).all() for chosen in self.trained.values() for _, p in chosen]).all()
+        if not (weights and (self.finite or self._scaler is not None)):
+            what = "a loss" if weights else "a weight"
+            raise RunError(
+                f"stage {self.stage.name!r}: {what} is not finite at step {self.state.step} or shortly before; "
+                "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
+            )
+
     def _trace_control(self) -> None:
         """Refuse, before anything is paid for, a comparison whose control would have nothing to train on."""
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         examples = self.rounds.control_examples(2, self.models, self.checks.measure)
         advice = "declare an Arm(control=True) in the recipe, or run without --compare"
         if not examples:
@@ -339,8 +376,15 @@ class Training:
                     raise InputError(
                         f"{self.stage.name}: no loss term of turn {turn!r} has a weight in the control; {advice}"
                     )
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(buffers[name])
+
+    def _check(self) -> None:
+        self._refuse_not_finite()
+        self.checks.check(self.state, self.metrics)
 
     def _checkpoint(self) -> None:
+        self._refuse_not_finite()
         self.state.metrics_offset = self.metrics.offset()
         if self.run.rank == 0:
             self.checkpoints.save(self.state, self.module, self.optimizers, self._scaler)
@@ -351,6 +395,7 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         state = self.state
+        self._refuse_not_finite()
         kept = self.checks.keep(state)
         done = {
             "steps": state.step,

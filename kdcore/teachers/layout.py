@@ -144,6 +144,8 @@ def to_storage(value: Any, dtype: str, output: str) -> np.ndarray:
     array, target = np.asarray(value), np.dtype(STORED_AS[dtype])
     if array.dtype == target:
         return array
+    if array.size == 0:
+        return array.astype(target)
     if dtype == "bfloat16" and array.dtype.kind in "fiu":
         stored, back = _to_bfloat16(array)
     elif np.can_cast(array.dtype, target, "same_kind"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,9 @@ import torch
 
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
+from kdcore.engine.loader import fixed_item
+from kdcore.engine.models import hash_weights
+from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import InputError, PluginError, blaming
 from kdcore.recipe import Example, Stage, Teacher
 from kdcore.teachers.store import Store, fingerprint_path, row_key
@@ -26,10 +29,21 @@ class StageTeachers:
 
     :param root: the folder of the stores.
     :param refuse: True in the automatic control arm, where touching a teacher is an error.
+    :param hash_source: source to the hash of its contents.
     """
 
-    def __init__(self, run: Run, stage: Stage, plugins: Plugins, root: Path, *, refuse: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        stage: Stage,
+        plugins: Plugins,
+        root: Path,
+        *,
+        refuse: bool,
+        hash_source: Callable[[str], str] = fingerprint_path,
+    ) -> None:
         self.run, self.stage, self.plugins, self.root, self.refuse = run, stage, plugins, root, refuse
+        self.hash_source = hash_source
         self._modules: dict[str, torch.nn.Module] = {}
         self._stores: dict[str, Store] = {}
 
@@ -41,12 +55,13 @@ class StageTeachers:
             raise PluginError(f"stage {self.stage.name!r} has no teacher {name!r}; it has {known}") from None
 
     def module(self, name: str) -> torch.nn.Module:
-        """The teacher's module: frozen, in eval mode, on the run's device; built at first use."""
+        """The teacher's module: frozen, in eval mode, on the run's device; built at first use, seeded by its name."""
         if name not in self._modules:
             build = self[name].build
             if build is None:
                 raise PluginError(f"teacher {name!r} has no module of its own")
             self.run.log(f"loading teacher {name}")
+            seed_everything(derive("teacher", name))
             with blaming(f"while teacher {name!r} was built"):
                 module = build(self.run).to(self.run.device)
             self._modules[name] = module.requires_grad_(False).eval()
@@ -70,7 +85,7 @@ class StageTeachers:
             return row_key(dict(teacher.key(example)))
         if item is None:
             assert self.stage.data is not None
-            item = self.stage.data.item(example)
+            item = fixed_item(self.stage.data, example)
         return row_key(dict(item))
 
     def store(self, name: str) -> Store:
@@ -78,9 +93,10 @@ class StageTeachers:
         if name not in self._stores:
             teacher = self[name]
             assert teacher.store is not None
-            fingerprint = "\n".join(
-                [*map(self._fingerprint, filter(None, teacher.source.split(","))), teacher.identity]
-            )
+            sources = [self._fingerprint(source) for source in teacher.source.split(",") if source]
+            if not sources and not teacher.identity:
+                sources = [hash_weights(self.module(name))]
+            fingerprint = "\n".join([*sources, teacher.identity])
             self._stores[name] = Store.open(
                 self.root, name=name, fingerprint=fingerprint, schema=teacher.store, writer=self.run.rank
             )
@@ -89,7 +105,7 @@ class StageTeachers:
     def _fingerprint(self, source: str) -> str:
         """The hash of a source's contents; ``"stage/module"`` is the file that the finished stage left."""
         made_here = source.partition("/")[0] in self.run.stage_folders
-        return fingerprint_path(str(self.run.source(source)) if made_here else source)
+        return fingerprint_path(str(self.run.source(source))) if made_here else self.hash_source(source)
 
     def fill(self, pool: Sequence[Example], progress: Progress) -> None:
         """Compute and store every missing row of every stored teacher, in the pool's order.
@@ -124,7 +140,7 @@ class StageTeachers:
     def _batch(self, examples: Sequence[Example]) -> Batch:
         data = self.stage.data
         assert data is not None
-        return Batch((data.collate or pad)([data.item(e) for e in examples]), examples).to(self.run.device)
+        return Batch((data.collate or pad)([fixed_item(data, e) for e in examples]), examples).to(self.run.device)
 
     def _rows(self, name: str, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[dict[str, Any]]:
         """One dictionary per example; ragged outputs are cut to the example's own length."""

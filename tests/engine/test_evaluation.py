@@ -9,10 +9,10 @@ from attrs import frozen
 
 from kdcore import Example, Metric, Run, Splits, Stage, hookimpl
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
-from kdcore.errors import RunError
+from kdcore.errors import PluginError, RunError
 from kdcore.plugins import Plugins
 
-STAGE = Stage(name="s", loop=lambda *_: [])
+STAGE = Stage(name="s", loop=lambda *_: [], build=lambda run: {})
 
 
 @frozen
@@ -82,3 +82,22 @@ def test_figures_of_any_number_type_are_kept_as_json(tmp_path):
         "np": {"value": 0.5, "better": "higher", "samples": {"a": 1.0}},
         "torch": {"value": 2.0, "better": "lower", "samples": None},
     }
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), torch.tensor([0.5]), 1])
+def test_values_become_python_floats(tmp_path, value):
+    metrics, _ = evaluate(tmp_path, None, "test", lambda *_: [Metric("m", value, samples={"a": value})])
+    assert json.loads(json.dumps(metrics_to_json(metrics)))["m"]["samples"] == {"a": float(value)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "words"),
+    [
+        (Metric("m", torch.ones(3)), PluginError, "m of student on test .plugin p0. is a Tensor"),
+        (Metric("m", float("inf")), RunError, "is inf; every metric has to be finite"),
+        (Metric("m", 1.0, samples={"q7": float("nan")}), RunError, "example q7 is nan"),
+    ],
+)
+def test_a_value_that_is_no_finite_number_is_refused(tmp_path, metric, error, words):
+    with pytest.raises(error, match=words):
+        evaluate(tmp_path, None, "test", lambda *_: [metric])

@@ -46,7 +46,7 @@ def test_an_unchanged_run_may_go_on_as_often_as_it_likes(tmp_path):
     [
         ({"text": "b"}, "the data changed;"),
         ({"version": "1.1"}, "version of method was 1.0, is 1.1;"),
-        ({"processes": 2}, "processes was 1, is 2;"),
+        ({"processes": 2}, "number of processes was 1, is 2;"),
     ],
 )
 def test_what_the_weights_depend_on_is_named_with_both_values(tmp_path, changes, words):

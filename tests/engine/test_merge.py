@@ -87,3 +87,30 @@ def test_a_failed_merge_leaves_nothing_half_written(tmp_path, shards):
         merge(job(tmp_path, shards, lambda tensors: []))
     assert not (tmp_path / "merge" / "done.json").exists()
     merge(job(tmp_path, shards, doubled))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.output.weight = self.embedding.weight
+
+
+@pytest.mark.parametrize("names", [["embedding.weight"], ["output.weight"], ["output.weight", "embedding.weight"]])
+def test_of_tied_tensors_one_is_enough(tmp_path, shards, names):
+    made = job(tmp_path, shards, lambda sources: ((name, torch.full((5, 3), 7.0)) for name in names))
+    made.stage.targets[0] = Target("student", [str(shards)], lambda run: Tied())
+    merge(made)
+    made.run.stage_folders["merge"] = made.folder
+    module = made.run.load(Tied(), "merge/student")
+    assert module.output.weight is module.embedding.weight
+    assert (module.output.weight == 7).all()
+
+
+def test_a_module_that_an_earlier_stage_lacks_is_refused_with_those_it_has(tmp_path):
+    (tmp_path / "warm" / "models").mkdir(parents=True)
+    save_file({"bias": torch.ones(3)}, tmp_path / "warm" / "models" / "student.safetensors")
+    run = Run(folder=tmp_path)
+    run.stage_folders["warm"] = tmp_path / "warm"
+    with pytest.raises(InputError, match="warm/studnet: the stage has no such module; it has student"):
+        source_tensors(run, "warm/studnet")

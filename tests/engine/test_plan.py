@@ -23,9 +23,9 @@ def configured(*arms, source="", **run):
 
         @hookimpl
         def recipe(self, run):
-            warm = Stage(name="warm", loop=lambda *_: [], shared="arms")
+            warm = Stage(name="warm", loop=lambda *_: [], build=lambda run: {}, shared="arms")
             teachers = {"large": Teacher(build=lambda run: None, source=source)}
-            last = Stage(name="distil", needs=["warm"], loop=lambda *_: [], teachers=teachers)
+            last = Stage(name="distil", needs=["warm"], loop=lambda *_: [], build=lambda run: {}, teachers=teachers)
             return Recipe(stages=[last, warm], data=lambda run: SPLITS, headline="f1", arms=arms)
 
     info = PluginInfo("method", "toy", "", "1.0", "kd-plugin-method", "", "module:Method")

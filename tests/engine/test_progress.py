@@ -59,3 +59,10 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert "7/7" in shown
     assert "loss 0.25" in shown
     assert "to do" not in shown
+
+
+def test_names_in_brackets_are_no_markup(capsys, monkeypatch):
+    monkeypatch.setattr("kdcore.engine.progress.SECONDS_BETWEEN_LINES", 0.0)
+    with Progress().bar("distil [/nsp]", 2) as bar:
+        bar.advance(1, "mse[hidden] 0.5")
+    assert "distil [/nsp]: 1/2  mse[hidden] 0.5" in capsys.readouterr().out

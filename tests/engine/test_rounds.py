@@ -31,7 +31,9 @@ class Writing:
 def rounds(folder, plugin, synth, *, split="train", control=False):
     run = Run(folder=folder)
     run.data = Splits({"train": TRAIN, "validation": [Example({}, id="v")], "test": []})
-    stage = Stage(name="s", loop=lambda *_: [], data=Data(item=lambda example: {}, split=split, synth=synth))
+    stage = Stage(
+        name="s", loop=lambda *_: [], build=lambda run: {}, data=Data(item=lambda example: {}, split=split, synth=synth)
+    )
     accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
     plugins = Plugins({"writing": plugin})
     return Rounds(

@@ -14,7 +14,7 @@ from kdcore.errors import PluginError
 
 
 def stage(name, *needs, **fields):
-    return Stage(name=name, needs=needs, **{"loop": lambda *_: [], **fields})
+    return Stage(name=name, needs=needs, **{"loop": lambda *_: [], "build": lambda run: {}, **fields})
 
 
 def test_what_is_needed_comes_first():
@@ -27,13 +27,19 @@ def test_a_list_that_is_in_order_stays_as_it_is():
     assert ordered(stages) == stages
 
 
+def test_a_need_moves_no_other_stage():
+    stages = [stage("warm"), stage("distil", "warm"), stage("independent")]
+    assert ordered(stages) == stages
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
         ([stage("a"), stage("a")], "names two stages alike"),
         ([stage("a", "b")], "stage 'a' needs 'b', which the recipe does not have"),
-        ([stage("a", "b"), stage("b", "a")], "in a circle: . -> . -> ."),
-        ([stage("a", "a")], "in a circle: a -> a"),
+        ([stage("a", "b"), stage("b", "a")], "in a circle: a, b"),
+        ([stage("a"), stage("b", "a", shared="arms")], "'b' is shared by arms but needs 'a', which is not"),
+        ([stage("a", "a")], "in a circle: a"),
     ],
 )
 def test_an_impossible_order_is_refused(stages, words):

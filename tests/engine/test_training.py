@@ -11,10 +11,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from kdcore.errors import InputError, PluginError
+from kdcore.config import read_run
+from kdcore.engine.experiment import execute as run
+from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import read_json
+
+SOFT_LABELS = Path(__file__).parents[1] / "methods" / "soft_labels.py"
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """``changed(old, new)``: the small method with a part of its source replaced."""
+
+    def change(old: str, new: str) -> Path:
+        source = SOFT_LABELS.read_text(encoding="utf-8")
+        assert old in source
+        path = tmp_path / "changed.py"
+        path.write_text(source.replace(old, new), encoding="utf-8")
+        return path
+
+    return change
 
 
 def done(folder: Path, arm: str = "distill", seed: int = 0) -> dict:
@@ -123,7 +141,7 @@ def test_a_turn_that_trains_nothing_is_refused(execute, tmp_path):
         execute(plugins=(wrong,))
 
 
-RUN = [sys.executable, "-m", "kdcore", "run", "--plugin", str(Path(__file__).parents[1] / "methods" / "soft_labels.py")]
+RUN = [sys.executable, "-m", "kdcore", "run", "--plugin", str(SOFT_LABELS)]
 SETTINGS = ["--no-compare", "--set", "steps=60", "--set", "evaluate_every=20", "--set", "keep=best", "--device", "cpu"]
 
 
@@ -172,10 +190,98 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, moment, delay):
     before, after = done(whole), done(killed)
     before.pop("seconds"), after.pop("seconds")
     assert before == after
-    assert tested(killed) == tested(whole)
+    assert evaluated(killed) == evaluated(whole)
     for name in ("report.html", "result.json", "student/README.md"):
         assert (killed / name).read_text(encoding="utf-8")
 
 
-def tested(folder: Path) -> list[dict]:
+def evaluated(folder: Path) -> list[dict]:
     return read_json(folder / "arms" / "distill" / "seed-0" / "evaluation.json")["rows"]
+
+
+class KillError(Exception):
+    """Stands for a kill at a chosen place."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "place"),
+    [
+        (["evaluate_every=unset", "checkpoints=10"], {"max_steps": 20}, "kdcore.engine.checks.Checks.measure"),
+        (["evaluate_every=2", "checkpoints=2", "patience=1", "steps=200"], {}, "kdcore.engine.checks.Checks.keep"),
+    ],
+)
+def test_a_resumption_without_a_step_left_closes_the_round(execute, tmp_path, monkeypatch, settings, options, place):
+    whole = execute(*settings, compare=True, out="whole", **options)
+
+    def stop(*_):
+        raise KillError
+
+    with monkeypatch.context() as patch, pytest.raises(KillError):
+        patch.setattr(place, stop)
+        execute(*settings, compare=True, out="killed", **options)
+    killed = tmp_path / "killed"
+    run(read_run(killed), resume=killed)
+    for arm in ("distill", "control"):
+        before, after = done(whole, arm), done(killed, arm)
+        assert {**before, "seconds": 0} == {**after, "seconds": 0}
+
+
+def test_numpy_and_python_draw_the_same_in_a_loss_with_and_without_workers(execute, changed):
+    plugin = changed(
+        "        logits = models.student",
+        "        import numpy, random\n        logits = (numpy.random.rand() + random.random()) * models.student",
+    )
+    alone, workers = execute(plugins=(plugin,)), execute(plugins=(plugin,), workers=2, out="workers")
+    assert done(alone)["weights_hash"] == done(workers)["weights_hash"]
+
+
+def test_more_micro_batches_than_examples_are_refused(execute):
+    with pytest.raises(
+        InputError, match="a step has 16 examples for 64 micro-batches in 1 processes; lower accumulate"
+    ):
+        execute("accumulate=64", "batch_size=16")
+
+
+def test_a_stage_that_does_not_build_its_subject_is_refused_before_it_trains(execute, changed, tmp_path):
+    with pytest.raises(PluginError, match="stage 'distil' builds student but no 'pupil', its subject"):
+        execute(plugins=(changed('name="distil",', 'name="distil", subject="pupil",'),))
+    assert not list(tmp_path.glob("run/arms/*/*/distil/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"task", 1 - weight,', '"task", float("nan") if models.student.training else 0,'),
+        ("schedule=linear(0.1)", 'schedule=lambda progress: float("nan") if progress > 0.3 else 1.0'),
+    ],
+)
+def test_what_is_not_finite_ends_the_run_before_it_is_saved(execute, changed, tmp_path, old, new):
+    with pytest.raises(RunError, match=r"not finite|is nan"):
+        execute("steps=6", "evaluate_every=unset", "checkpoints=5", plugins=(changed(old, new),))
+    assert not list(tmp_path.glob("run/**/done.json"))
+    assert not list(tmp_path.glob("run/**/checkpoints/step-*"))
+
+
+def test_the_logged_loss_is_the_weighted_sum(execute):
+    [line, *_] = [line for line in lines(execute("distill_weight=0.25", log_every=1)) if line["split"] == "train"]
+    hard, soft = (line["terms"][f"soft-labels/{name}"] for name in ("cross_entropy", "divergence"))
+    assert line["loss"] == pytest.approx(0.75 * hard + 0.25 * soft)
+
+
+def test_tracing_the_control_leaves_the_methods_start_untouched(execute, changed):
+    plugin = changed("nn.Linear(width, width)", "nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))")
+    folder = execute("distill_weight=0.0", "steps=3", "keep=last", plugins=(plugin,), compare=True)
+    method, control = weights(folder), weights(folder, "control")
+    assert all(torch.equal(method[name], control[name]) for name in method)
+
+
+def test_a_teacher_whose_source_changed_is_refused_at_the_next_seed(execute, tmp_path):
+    teacher, shapes = tmp_path / "teacher.safetensors", {"hidden.weight": (64, 64), "output.weight": (6, 64)}
+    tensors = {"hidden.bias": torch.zeros(64), "output.bias": torch.zeros(6), "embedding.weight": torch.ones(4096, 64)}
+    save_file({**tensors, **{name: torch.ones(shape) for name, shape in shapes.items()}}, teacher)
+    folder = execute(f"teacher={teacher}", out="taught")
+    save_file({**tensors, **{name: torch.zeros(shape) for name, shape in shapes.items()}}, teacher)
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace("seeds = 1", "seeds = 2"))
+    with pytest.raises(InputError, match=r"the teacher's source .* has changed since the run began"):
+        run(read_run(folder), resume=folder)

@@ -58,5 +58,5 @@ def test_hook_evaluate_cannot_read_test_while_validation_is_measured(execute, jo
 
 
 def test_hook_evaluate_may_not_give_nan(execute, joiner):
-    with pytest.raises(RunError, match=r"words of student on validation is NaN \(plugin joiner\)"):
+    with pytest.raises(RunError, match=r"words of student on validation \(plugin joiner\) is nan"):
         execute("steps=2", plugins=joiner(RECORDING.replace("len(run.data[split])", 'float("nan")')))

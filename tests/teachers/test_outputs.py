@@ -17,6 +17,7 @@ def store_folder(tmp_path, source, weights):
     stage = Stage(
         name="distil",
         loop=lambda run, stage, models, folder: [],
+        build=lambda run: {},
         data=Data(item=lambda example: {}),
         teachers={"large": teacher},
     )
@@ -30,3 +31,22 @@ def test_a_teacher_made_by_an_earlier_stage_is_known_by_its_weights(tmp_path):
     first = store_folder(tmp_path, "teach/teacher", [1.0])
     assert store_folder(tmp_path, "teach/teacher", [1.0]) == first
     assert store_folder(tmp_path, "teach/teacher", [2.0]) != first
+
+
+def test_without_a_source_a_stored_teacher_is_known_by_its_weights(tmp_path):
+    def opened(weight):
+        def build(run):
+            module = torch.nn.Linear(1, 1)
+            torch.nn.init.constant_(module.weight, weight)
+            return module
+
+        stage = Stage(
+            name="distil",
+            loop=lambda *_: [],
+            build=lambda run: {},
+            teachers={"large": Teacher(build=build, store={"logits": Row()})},
+        )
+        return StageTeachers(Run(folder=tmp_path), stage, None, tmp_path / "store", refuse=False).store("large").folder
+
+    assert opened(1.0) == opened(1.0)
+    assert opened(1.0) != opened(2.0)

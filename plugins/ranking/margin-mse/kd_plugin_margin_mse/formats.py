@@ -22,7 +22,7 @@ from kd_plugin_margin_mse.triples import index_triples, normalised, passage_text
 from kdcore.errors import InputError
 from kdcore.recipe import Example
 
-__all__ = ["passage_text", "read_collection"]
+__all__ = ["passage_text", "read_collection", "refuse_unmeasurable"]
 
 log = logging.getLogger("kdcore.ranking")
 
@@ -45,7 +45,9 @@ class _Files:
     triples: Path | None
 
 
-def read_collection(folder: Path, *, validation: int, seed: int) -> dict[str, Sequence[Example]]:
+def read_collection(
+    folder: Path, *, validation: int, seed: int, relevant_from: int = 1
+) -> dict[str, Sequence[Example]]:
     """Read a BEIR or MS MARCO folder; its files tell which it is.
 
     ``corpus``: ``Example(id, {"title", "text"})``; `passage_text` joins the two. ``train``, ``validation``,
@@ -56,15 +58,19 @@ def read_collection(folder: Path, *, validation: int, seed: int) -> dict[str, Se
     held out, by a hash of their text that a growing collection does not change. Without train judgements train is
     empty. Train queries with the text of a test or validation query are left out, with a warning.
 
-    :raises InputError: a file is missing or malformed, ids are unknown or doubled, or train and test overlap.
+    :param relevant_from: the lowest grade that counts as relevant on test.
+    :raises InputError: a file is missing or malformed, ids are unknown or doubled, train and test overlap, or
+        validation or test has no relevant document (see `refuse_unmeasurable`).
     """
     files = _detect(Path(folder))
     corpus = _read_corpus(files)
     queries = _read_queries(files)
     judged = {split: _read_qrels(path, queries, positions(corpus)) for split, path in files.qrels.items()}
     _refuse_equal(files.qrels, judged)
+    sources = {"test": files.qrels.get("test"), "validation": files.qrels.get("dev", files.qrels.get("train"))}
     if "test" not in judged:
         judged["test"] = judged.pop("dev")
+        sources = {"test": files.qrels["dev"], "validation": files.qrels.get("train")}
     test = _examples(queries, judged["test"])
     if "dev" in judged:
         held_out = _without("validation", _examples(queries, judged["dev"]), "test", test)
@@ -87,9 +93,33 @@ def read_collection(folder: Path, *, validation: int, seed: int) -> dict[str, Se
         "test": test,
         "unjudged": unjudged,
     }
+    refuse_unmeasurable(splits, relevant_from, sources)
     if files.triples is not None:
         splits["triples"] = index_triples(files.triples, splits)
     return splits
+
+
+def refuse_unmeasurable(
+    splits: Mapping[str, Sequence[Example]], relevant_from: int, sources: Mapping[str, Path | None]
+) -> None:
+    """Refuse validation or test queries of which none has a relevant document: there every model measures 0.
+
+    On validation nDCG is watched, to which any grade from 1 counts: binary judgements may validate a graded test.
+
+    :param relevant_from: the lowest grade that counts as relevant on test.
+    :param sources: split to the file of its judgements, where it is known.
+    :raises InputError: a split has queries, and none a document of that grade.
+    """
+    for split, least in (("validation", 1), ("test", relevant_from)):
+        queries = splits[split]
+        highest = max((grade for query in queries for grade in query["relevant"].values()), default=0)
+        if queries and highest < least:
+            where = sources.get(split) or f"split {split!r}"
+            lower = f", or set relevant_from = {highest}" if highest >= 1 else ""
+            raise InputError(
+                f"{where}: no {split} query has a document of grade {least} or above, so there is nothing to "
+                f"find: add rows of such grades{lower}"
+            )
 
 
 def _detect(folder: Path) -> _Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from attrs import frozen
 
 from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.demo import demo_collection
-from kd_plugin_margin_mse.formats import read_collection
+from kd_plugin_margin_mse.formats import read_collection, refuse_unmeasurable
 from kd_plugin_margin_mse.index import check_size
 from kd_plugin_margin_mse.mining import at_least_one, mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
@@ -204,6 +205,7 @@ class MarginMSE:
         store = {"scores": Row()}
         if self._scored:
             return Teacher(rows=self._score_rows, source=self.teacher_scores, store=store)
+        self._refuse_mixed_teachers()
         return Teacher(
             build=lambda run: load_teacher(self.teacher, max_length=self.teacher_length),
             source=",".join(evaluation.local_sources(self.teacher)),
@@ -213,6 +215,11 @@ class MarginMSE:
             batch_size=self.teacher_batch,
             subject=self.measure_teacher,
         )
+
+    def _refuse_mixed_teachers(self) -> None:
+        if self.teacher_scale is None and "," in self.teacher:
+            with suppress(OSError):  # of a model that cannot be found, its fingerprint tells
+                gives_cosines(self.teacher)
 
     def _scale(self) -> float:
         if self.teacher_scale is not None:
@@ -244,8 +251,14 @@ class MarginMSE:
         """Queries by split, the corpus, and the triples where they are given."""
         if run.source_path is None:
             splits: dict[str, Sequence[Example]] = dict(demo_collection(**DEMO, seed=SPLIT_SEED))
+            refuse_unmeasurable(splits, self.relevant_from, {})
         else:
-            splits = dict(read_collection(run.source_path, validation=self.validation_queries, seed=SPLIT_SEED))
+            splits = read_collection(
+                run.source_path,
+                validation=self.validation_queries,
+                seed=SPLIT_SEED,
+                relevant_from=self.relevant_from,
+            )
         if self._scored:
             splits["triples"] = triples_of(Path(self.teacher_scores), splits)
         elif self.negatives == "given" and "triples" not in splits:

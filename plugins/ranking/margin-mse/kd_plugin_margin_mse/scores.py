@@ -33,11 +33,6 @@ class ScoreRow:
     negative: float
     triple: tuple[str, str, str]
 
-    @property
-    def id(self) -> str:
-        """The id of the example that the row scores."""
-        return triple_id(self.triple)
-
 
 def read_scores(path: Path) -> Iterator[ScoreRow]:
     """Stream the rows of a score file.
@@ -107,11 +102,12 @@ def score_rows(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, Mappi
         last one wanted, or a triple without a score.
     """
     missing = set(wanted)
+    ids = any(" " in example for example in missing)
     found: dict[str, tuple[float, float]] = {}
     example = ""
     if missing:
         for row in check_scale(read_scores(path), path):
-            example = row.id
+            example = triple_id(row.triple, ids=ids)
             scores = (row.positive, row.negative)
             if example in missing:
                 missing.discard(example)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.utils import cached_file
 from kd_plugin_margin_mse.sources import resolve_source, transformer_folder
 from kd_plugin_margin_mse.students.encoder import embedding_matrix
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
+from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
 from kdcore.errors import InputError
 from kdcore.files import read_json
 
@@ -44,7 +44,7 @@ class Embedded:
 
     :param queries: float32 (queries, dim).
     :param passages: float32 (passages, dim).
-    :param query_ms: mean milliseconds to encode one query alone.
+    :param query_ms: median milliseconds from one query's token ids to its vector on the CPU.
     """
 
     queries: NDArray[np.float32]
@@ -144,15 +144,25 @@ class EmbeddingTeacher(PairTeacher):
             return None
         by_query = self._vectors(queries, self.model.encode_query)
         by_passage = self._vectors(passages, self.model.encode_document)
-        start = time.perf_counter()
-        for query in queries[:10]:
-            self._vectors([query], self.model.encode_query)
-        milliseconds = 1000 * (time.perf_counter() - start) / len(queries[:10])
         return Embedded(
             torch.stack([by_query[text] for text in queries]).cpu().numpy(),
             torch.stack([by_passage[text] for text in passages]).cpu().numpy(),
-            milliseconds,
+            median_ms(self._query_vector, [self._query_features(query) for query in queries[:TIMED_QUERIES]]),
         )
+
+    def _query_features(self, query: str) -> dict[str, Any]:
+        """What the model reads of one query, on the CPU: token ids behind the model's own prompt."""
+        features: dict[str, Any] = self.model.preprocess([query], prompt=self.model.prompts.get("query"), task="query")
+        return features
+
+    @torch.no_grad()
+    def _query_vector(self, features: Mapping[str, Any]) -> Tensor:
+        """The query's vector on the CPU, (dim,); ``features`` stay as they are."""
+        device = next(self.parameters()).device
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in features.items()}
+        with torch.autocast(device.type, enabled=False):
+            vector: Tensor = self.model(moved, task="query")["sentence_embedding"][0]
+        return vector.float().cpu()
 
     def _scores(self, pairs: Sequence[Pair]) -> Tensor:
         queries = self._vectors([query for query, _ in pairs], self.model.encode_query)
@@ -240,15 +250,28 @@ def load_teacher(source: str, *, max_length: int = 256, batch_size: int = 64) ->
 def gives_cosines(source: str) -> bool:
     """Whether a teacher's scores are cosines, so that its margins are below 2; said without loading its weights.
 
-    :param source: as `load_teacher` takes it; of several teachers, one with cosines is enough.
+    :param source: as `load_teacher` takes it.
+    :raises InputError: some of several teachers give cosines and some do not: their mean has the scale of neither.
+    :raises OSError: a model cannot be found.
     """
-    for name in _names(source):
-        modules = _json_of(resolve_source(name), "modules.json") or []
-        kind = (_json_of(resolve_source(name), "config_sentence_transformers.json") or {}).get("model_type")
-        normalises = any(str(module.get("type", "")).endswith(".Normalize") for module in modules)
-        if normalises and kind != "MultiVectorEncoder":
-            return True
-    return False
+    cosines = {name: _gives_cosines(name) for name in _names(source)}
+    if len(set(cosines.values())) > 1:
+        first = {gives: name for name, gives in reversed(cosines.items())}
+        raise InputError(
+            f"teacher {source!r}: {first[True]} gives cosines and {first[False]} wider scores, which rule their mean: "
+            "set teacher_scale, or name teachers of one kind"
+        )
+    return all(cosines.values())
+
+
+def _gives_cosines(name: str) -> bool:
+    source = resolve_source(name)
+    modules = _json_of(source, "modules.json") or []
+    if not modules and _json_of(source, "config.json") is None:
+        raise FileNotFoundError(f"{source}: neither modules.json nor config.json")
+    kind = (_json_of(source, "config_sentence_transformers.json") or {}).get("model_type")
+    normalises = any(str(module.get("type", "")).endswith(".Normalize") for module in modules)
+    return normalises and kind != "MultiVectorEncoder"
 
 
 def _names(source: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_plugin_margin_mse.files import FileExamples, Line, Problems, positions, quoted, read_lines
+from kd_plugin_margin_mse.files import FileExamples, Line, Problems, positions, quoted, read_rows
 from kdcore.errors import InputError
 from kdcore.recipe import Example
 
@@ -52,14 +52,9 @@ def make_triple(query_id: str, query: str, positive: Example, negative: Example,
     )
 
 
-def in_ids(columns: Sequence[str]) -> bool:
-    """Whether a triple's three columns are ids: those hold no blanks, a passage does."""
-    return not any(" " in column for column in columns)
-
-
-def triple_id(columns: Sequence[str]) -> str:
-    """The id of a triple's example: its three ids, or a hash of its three texts."""
-    if in_ids(columns):
+def triple_id(columns: Sequence[str], *, ids: bool) -> str:
+    """The id of a triple's example: its three ids (with blanks between), or a hash of its three texts (without)."""
+    if ids:
         return " ".join(columns)
     return hashlib.blake2b("\t".join(columns).encode(), digest_size=16).hexdigest()
 
@@ -79,26 +74,13 @@ def split_columns(text: str, leading: int) -> tuple[str, ...]:
 
 
 def read_triples(path: Path, leading: int, problems: Problems) -> Iterator[tuple[Line, tuple[str, ...]]]:
-    """Stream the columns of a file of triples; the first row tells whether it holds ids or texts.
+    """Stream the columns of a file of triples.
 
     Malformed rows are added to ``problems`` and left out.
 
     :raises InputError: the file cannot be read or is empty.
     """
-    form: bool | None = None
-    for line in read_lines(path, problems):
-        try:
-            columns = split_columns(line.text, leading)
-        except ValueError as error:
-            problems.add(line.number, str(error))
-            continue
-        ids = in_ids(columns[leading:])
-        form = ids if form is None else form
-        if ids != form:
-            first, here = ("ids", "texts") if form else ("texts", "ids")
-            problems.add(line.number, f"holds {here}, the rows before {first}: keep one form in a file")
-            continue
-        yield line, columns
+    return read_rows(path, partial(split_columns, leading=leading), problems)
 
 
 def index_triples(path: Path, splits: Mapping[str, Sequence[Example]], *, leading: int = 0) -> FileExamples:
@@ -108,9 +90,13 @@ def index_triples(path: Path, splits: Mapping[str, Sequence[Example]], *, leadin
     ``positive_id``, ``negative_id`` and takes the texts from ``splits``. Its id is `triple_id`. Repeated triples and
     those of validation or test queries are left out, the latter with a warning.
 
+    The first row decides for the whole file: three ids of ``splits`` are the id form, and anything else is the text
+    form. Two ids of ``splits``, or three single ASCII words, are an id form with an unknown id.
+
     :param splits: what `kd_plugin_margin_mse.formats.read_collection` returns; may be empty for the text form.
     :param leading: columns before the triple (2 in a file of teacher scores).
-    :raises InputError: a row is malformed, an id is unknown, or no triple of a training query is there.
+    :raises InputError: a row is malformed or of the other form, an id is unknown, or no triple of a training query is
+        there.
     """
     corpus: Sequence[Example] = splits.get("corpus", ())
     rows = positions(corpus)
@@ -119,15 +105,16 @@ def index_triples(path: Path, splits: Mapping[str, Sequence[Example]], *, leadin
     problems = Problems(path)
     offsets, keys = array("q"), array("Q")
     held_out = 0
-    ids = False
+    ids: bool | None = None
     for line, (*_, query, positive, negative) in read_triples(path, leading, problems):
-        ids = in_ids((query, positive, negative))
-        if ids:
-            unknown = _unknown(query, (positive, negative), queries, rows)
-            if unknown:
-                problems.add(line.number, unknown)
-                continue
-        if positive == negative:
+        known = [query in queries, positive in rows, negative in rows]
+        if ids is None:
+            ids = sum(known) >= 2 or all(map(_is_word, (query, positive, negative)))
+        if ids and not all(known):
+            problems.add(line.number, _unknown((query, positive, negative), known))
+        elif not ids and all(known):
+            problems.add(line.number, "holds ids, the first row texts: keep one form in a file")
+        elif positive == negative:
             problems.add(line.number, "positive and negative are the same: remove the row")
         elif normalised(queries[query] if ids else query) in sealed:
             held_out += 1
@@ -146,11 +133,20 @@ def index_triples(path: Path, splits: Mapping[str, Sequence[Example]], *, leadin
     return FileExamples(path, distinct, partial(_parse, leading, resolve))
 
 
-def _unknown(query: str, documents: Sequence[str], queries: Mapping[str, str], rows: Mapping[str, int]) -> str:
-    if query not in queries:
-        return f"unknown query id {quoted(query)}: add it to the queries or remove the row"
-    missing = next((document for document in documents if document not in rows), None)
-    return f"unknown document id {quoted(missing)}: add it to the corpus or remove the row" if missing else ""
+def _is_word(column: str) -> bool:
+    return column.isascii() and len(column.split()) == 1
+
+
+def _unknown(columns: Sequence[str], known: Sequence[bool]) -> str:
+    """What is wrong with a row of the id form whose columns are not all known ids."""
+    if not all(map(_is_word, columns)) and not any(known):
+        return "holds texts, the first row ids: keep one form in a file"
+    place = known.index(False)
+    kind, whole = ("query", "queries") if place == 0 else ("document", "corpus")
+    return (
+        f"unknown {kind} id {quoted(columns[place])} (by its first row the file holds ids): "
+        f"add it to the {whole} or remove the row"
+    )
 
 
 def _parse(leading: int, resolve: Callable[[Sequence[str]], Example], line: str) -> Example:
@@ -160,7 +156,7 @@ def _parse(leading: int, resolve: Callable[[Sequence[str]], Example], line: str)
 def _of_texts(columns: Sequence[str]) -> Example:
     query, positive, negative = columns
     return Example(
-        id=triple_id(columns),
+        id=triple_id(columns, ids=False),
         data={"query": query, "positive": positive, "negative": negative},
         origin="given",
     )

