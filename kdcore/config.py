@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +33,8 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 RESERVED = ("plugins", "run")
+LARGEST = 2**53  # the largest integer up to which a float, and JSON elsewhere, has them all
+LONGEST = 255  # bytes of a file's name
 CHANGES_RESULTS = ("seed", "device", "precision", "max_steps", "threads")
 
 
@@ -94,7 +98,8 @@ def configure(
     :raises InputError: a mistake of the user, in one line.
     :raises PluginError: the plugins' names or fields collide, or a default is not of its own type.
     """
-    return _configure(loaded, Sources(file), overrides, run or {})
+    with _readable(file or "--set"):
+        return _configure(loaded, Sources(file), overrides, run or {})
 
 
 def _configure(
@@ -116,7 +121,8 @@ def _configure(
     for name, table in joiners.items():
         instances[name] = _structure(defaults[name], table, (name,), sources, keys, f"plugin {name!r}")
     engine = _structure(RunOptions(), options, ("run",), sources, keys, "kdcore")
-    engine = attrs.evolve(engine, **{name: _absolute(getattr(engine, name)) for name in ("data", "out", "store")})
+    folders = {name: _absolute(getattr(engine, name), name, sources) for name in ("data", "out", "store")}
+    engine = attrs.evolve(engine, **folders)
     return Configuration(
         references=tuple(plugin.reference for plugin in loaded),
         plugins=instances,
@@ -125,35 +131,71 @@ def _configure(
     )
 
 
-def read_run(folder: Path) -> Configuration:
+def read_run(folder: Path, store: str | None = None) -> Configuration:
     """The configuration of an earlier run, with its plugins loaded.
 
     :param folder: a run folder; ``run.out`` becomes this folder, wherever it was moved to.
+    :param store: takes the place of ``run.store``, on which no result depends.
     :raises InputError: the folder is no run, or its plugins or their fields have changed.
     """
-    sources = Sources(_run_file(folder))
-    references = sources.references()
-    if not references:
-        raise InputError(f"{folder / 'config.toml'}: the key 'plugins' is missing, so this is no run folder")
-    return _configure([load(reference) for reference in references], sources, (), {"out": str(folder)})
+    file = _run_file(folder)
+    with _readable(file):
+        sources = Sources(file)
+        references = sources.references()
+        if not references:
+            raise InputError(f"{file}: the key 'plugins' is missing, so this is no run folder")
+        flags = {"out": str(folder)} | ({} if store is None else {"store": store})
+        return _configure([load(reference) for reference in references], sources, (), flags)
 
 
 def plugins_of(file: Path) -> tuple[str, ...]:
     """The plugins that a configuration file names in its key ``plugins``; empty when it names none."""
-    return Sources(file).references()
+    with _readable(file):
+        return Sources(file).references()
+
+
+@contextmanager
+def _readable(place: Path | str) -> Iterator[None]:
+    """Refuse TOML that Python cannot hold: nested beyond its stack, integers of thousands of digits."""
+    try:
+        yield
+    except RecursionError:
+        raise InputError(f"{place}: nested too deeply; no setting is") from None
+    except ValueError as error:
+        raise InputError(f"{place}: cannot be read: {error}") from None
 
 
 def _run_file(folder: Path) -> Path:
     file = folder / "config.toml"
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir(), file.is_file(), (folder / ".lock").is_dir()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{str(folder)[:100]}: no such run folder ({reason})") from None
+    if not found[0]:
         raise InputError(f"{folder}: no such run folder")
-    if not file.is_file():
+    if not found[1]:
         raise InputError(f"{folder}: no run folder (it has no config.toml); runs are written where --out says")
+    if found[2]:
+        raise InputError(f"{folder / '.lock'}: is a folder, where kdcore keeps a file; move it away")
     return file
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+def _absolute(path: str, name: str, sources: Sources) -> str:
+    """An absolute path that can be written down and exist."""
+    if not path:
+        return ""
+    origin = sources.origin(("run", name), "kdcore")
+    try:
+        found = str(Path(path).expanduser().absolute())
+        found.encode()
+    except (RuntimeError, UnicodeEncodeError) as error:  # ~nobody; bytes that are not UTF-8
+        reason = "is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error).rstrip(".")
+        raise InputError(f"{origin}: run.{name} = {path!a}: {reason}; name another folder") from None
+    if "\0" in found or any(len(part.encode()) > LONGEST for part in found.split("/")):
+        reason = "has a NUL in it" if "\0" in found else f"has a part of more than {LONGEST} bytes"
+        raise InputError(f"{origin}: run.{name} = {show(path)} {reason}; name another folder")
+    return found
 
 
 def _defaults(loaded: Sequence[LoadedPlugin]) -> dict[str, Any]:
@@ -182,12 +224,30 @@ def _structure(
 ) -> Any:
     """Structure a class from its default instance and the user's values."""
     try:
-        return converter.structure(_complete(default, table), type(default))
+        instance = converter.structure(_complete(default, table), type(default))
     except Exception as error:
         path, mistake = next(_mistakes(error, prefix))
         given = table if path == prefix else _has(table, path[len(prefix) :])
         origin = sources.origin(path, author) if given else author
         raise InputError(f"{origin}: {_explain(path, mistake, keys)}") from error
+    for path, value in _beyond(attrs.asdict(instance), attrs.asdict(default), prefix):
+        least = "be finite" if isinstance(value, float) else f"be between -2**53 and 2**53 ({LARGEST})"
+        raise InputError(f"{sources.origin(path, author)}: {'.'.join(path)} = {show(value)} must {least}")
+    return instance
+
+
+def _beyond(value: Any, default: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Numbers with which nothing can be computed, unless the plugin itself has them as defaults."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _beyond(inner, default.get(name) if isinstance(default, Mapping) else None, (*path, str(name)))
+    elif isinstance(value, list | tuple) and value != default:
+        for index, inner in enumerate(value):
+            yield from _beyond(inner, None, (*path, str(index)))
+    elif value != default and (
+        (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) > LARGEST)
+    ):
+        yield path, value
 
 
 def _complete(default: Any, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ becomes a `PluginError` that names the plugin, its distribution and the reason. 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -51,15 +52,20 @@ class LoadedPlugin:
 
 
 def load(reference: str) -> LoadedPlugin:
-    """Import and check one plugin.
+    """Import and check one plugin. What it prints meanwhile goes to stderr: stdout is for what was asked for.
 
     :param reference: an installed plugin's name; a domain that exactly one installed plugin serves; or the path of
         a Python file that holds exactly one plugin class.
     :raises InputError: nothing is found under this reference, or more than one.
     :raises PluginError: it is found, but cannot be used.
     """
+    with contextlib.redirect_stdout(sys.stderr):
+        return _load(reference)
+
+
+def _load(reference: str) -> LoadedPlugin:
     if reference.endswith(".py") or "/" in reference or os.sep in reference:
-        return _load_file(Path(reference))
+        return _load_file(reference)
     info = _find(reference)
     if info.broken:
         raise PluginError(f"{info}: {info.broken}")
@@ -92,9 +98,15 @@ def _find(reference: str) -> PluginInfo:
     )
 
 
-def _load_file(path: Path) -> LoadedPlugin:
-    path = path.expanduser().absolute()
-    if path.suffix != ".py" or not path.is_file():
+def _load_file(reference: str) -> LoadedPlugin:
+    try:
+        path = Path(reference).expanduser().absolute()
+        found = path.suffix == ".py" and path.is_file()
+        str(path).encode()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not UTF-8, ~nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--plugin {reference[:100]!r}: no such Python file ({reason})") from None
+    if not found:
         raise InputError(f"{path}: no such Python file; --plugin takes a name, a domain or a file ./my_method.py")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     info = PluginInfo(path.stem.replace("_", "-"), "", "", digest, str(path), "", str(path))

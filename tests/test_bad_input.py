@@ -181,7 +181,7 @@ BROKEN: dict[str, tuple[tuple[Change, ...], int, str]] = {
      "monitors 'accuracy', but evaluate of plugin method gave f1"),
     "a metric that is no list": (((METRIC, 'return Metric("accuracy", 0.5)'),), 2, "gave a Metric; return a list"),
     "a metric in words": (((METRIC, 'return [Metric("accuracy", "good")]'),), 2, "is a str; give its value as"),
-    "a metric of NaN": (((METRIC, 'return [Metric("accuracy", float("nan"))]'),), 1, "is NaN (plugin method)"),
+    "a metric of NaN": (((METRIC, 'return [Metric("accuracy", float("nan"))]'),), 1, "(plugin method) is nan"),
     "a metric twice": (((METRIC, METRIC.replace("return ", "return 2 * ")),), 2, "gave 'accuracy' twice"),
 }  # fmt: skip
 

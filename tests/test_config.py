@@ -244,7 +244,7 @@ def test_colliding_names_are_refused() -> None:
     [
         (),
         ("limit=3", "run.max_steps=5", "run.threads=2", "run.compare=true", "run.trackers=[]"),
-        ("rate=0.001", "temperature=1e-7", "temperature=inf", "labels=[]", "window=[3, 4]"),
+        ("rate=0.001", "temperature=1e-7", "temperature=1e300", "labels=[]", "window=[3, 4]"),
         ("student.model=\"quote \\\" backslash \\\\ newline \\n tab \\t é ☃ # ''' \\u0000\"", "critic={model='x'}"),
         ("sources=[{path='a', weight=2}, {path='b'}]", "shares={'x y' = 1, 'a.b' = 2, plain = 3}"),
         ("run.data=some/folder", "run.out=~/x"),

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import select
+import shlex
 import sys
 import traceback
 import warnings
@@ -174,7 +175,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _resume(error: BaseException) -> str:
     folder = getattr(error, "run_folder", None)
-    return f"; continue with: kdcore run --resume {folder}" if folder else ""
+    return f"; continue with: kdcore run --resume {shlex.quote(str(folder))}" if folder else ""
 
 
 def _stdout_is_gone() -> bool:

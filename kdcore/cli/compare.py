@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kdcore.reports.summary import Summary
 
 
+DATA = ("hash of the data", "data")  # keys of identity.json; the second is that of older runs
+
+
 @click.command(
     context_settings=HELP_OPTION,
     epilog="""\b
@@ -31,8 +34,8 @@ Examples:
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Show where runs differ in configuration and in their headline metric.
 
-    Each further run is compared with the first: by example where both have the same test examples. Arms are paired
-    by name, seeds by number.
+    Each further run is compared with the first, where both ran on the same data: by example where both have the same
+    test examples. Arms are paired by name, seeds by number.
     """
     if len(runs) < 2:
         raise InputError(f"compare needs at least two run folders, not only {runs[0]}")
@@ -47,14 +50,17 @@ def compare_runs(folders: tuple[Path, ...]) -> dict[str, Any]:
     """Where runs differ.
 
     :returns: ``runs`` (as given), ``configuration`` (key to one value a run, null where it has none; only keys whose
-        values differ), ``rows`` (run, arm, subject, metric, mean, spread, seeds) and ``comparison`` (each run against
-        the first).
+        values differ), ``rows`` (run, arm, subject, metric, mean, spread, seeds), ``comparison`` (each run against
+        the first) and ``not_compared`` (run, against and the reason, where a comparison would mean nothing). In the
+        last three, ``letter`` is the run's by its position: A is the first.
     :raises InputError: when a folder is no run folder, or a file in it is not valid.
     """
     from kdcore.reports.summary import summarise
 
     summaries = [summarise(folder) for folder in folders]
     names = [str(folder) for folder in folders]
+    letters = [letter_of(index) for index in range(len(folders))]
+    reasons = [_incomparable(summaries[0], summary) for summary in summaries]
     settings = [_settings(summary) for summary in summaries]
     keys = dict.fromkeys(key for values in settings for key in values)
     metrics = dict.fromkeys(summary.run.headline for summary in summaries)
@@ -68,6 +74,7 @@ def compare_runs(folders: tuple[Path, ...]) -> dict[str, Any]:
         "rows": [
             {
                 "run": name,
+                "letter": letter,
                 "arm": line.arm,
                 "subject": line.subject,
                 "metric": metric,
@@ -76,40 +83,69 @@ def compare_runs(folders: tuple[Path, ...]) -> dict[str, Any]:
                 "seeds": line.seeds,
             }
             for metric in metrics
-            for name, summary in zip(names, summaries, strict=True)
+            for name, letter, summary in zip(names, letters, summaries, strict=True)
             for line in summary.lines
             if metric in line.metrics
         ],
         "comparison": [
-            entry
-            for name, summary in zip(names[1:], summaries[1:], strict=True)
+            {"run": name, "letter": letter, "against": names[0], **entry}
+            for name, letter, summary, reason in zip(names[1:], letters[1:], summaries[1:], reasons[1:], strict=True)
+            if not reason
             for metric in metrics
-            for entry in _against(names[0], summaries[0], name, summary, metric)
+            for entry in _against(summaries[0], summary, metric)
+        ],
+        "not_compared": [
+            {"run": name, "letter": letter, "against": names[0], "reason": reason}
+            for name, letter, reason in zip(names[1:], letters[1:], reasons[1:], strict=True)
+            if reason
         ],
     }
 
 
-def _against(first_name: str, first: Summary, name: str, other: Summary, metric: str) -> list[dict[str, Any]]:
-    from kdcore.reports.result import compare_rows
+def letter_of(index: int) -> str:
+    """A to Z, then 27, 28..."""
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def _incomparable(first: Summary, other: Summary) -> str:
+    """Why two runs are only shown side by side; empty where they are tested against each other."""
+    ours, theirs = _data(other), _data(first)
+    if ours is None or theirs is None:
+        lacking = (other if ours is None else first).run.path / "identity.json"
+        return f"{lacking} does not record the data, so it may be other data"
+    if ours != theirs:
+        return "they ran on different data"
+    return "" if other.split == first.split else f"one is evaluated on {other.split}, the other on {first.split}"
+
+
+def _data(summary: Summary) -> str | None:
+    """The hash of a run's data in its ``identity.json``."""
+    identity = summary.run.optional("identity.json") or {}
+    found = next((identity[key] for key in DATA if key in identity), None)
+    if found is not None and not isinstance(found, str):
+        raise InputError(f"{summary.run.path / 'identity.json'}: key {DATA[0]!r} must be a string, not {found!r:.60}")
+    return found
+
+
+def _against(first: Summary, other: Summary, metric: str) -> list[dict[str, Any]]:
+    from kdcore.reports.result import compare_rows, tested
 
     entries = []
-    if first.split != other.split:
-        return []
     theirs, ours = _rows(first, metric), _rows(other, metric)
     for key in ours:
         if key not in theirs:
             continue
         seeds = [seed for seed in ours[key] if seed in theirs[key]]
-        found = compare_rows([ours[key][s] for s in seeds], [theirs[key][s] for s in seeds], metric) if seeds else None
+        sides = [ours[key][seed] for seed in seeds], [theirs[key][seed] for seed in seeds]
+        found = compare_rows(*sides, metric) if seeds else None
         if found is None:
             continue
         entries.append(
             {
-                "run": name,
-                "against": first_name,
                 "arm": key[0],
                 "subject": key[1],
                 "metric": metric,
+                "tested": tested([*sides[0], *sides[1]], metric),
                 "difference": found.difference,
                 "ci95": list(found.ci95) if found.ci95 else None,
                 "p_value": found.p_value,
@@ -133,9 +169,10 @@ def _settings(summary: Summary) -> dict[str, Any]:
     path = summary.run.path / "config.toml"
     try:
         settings = tomllib.loads(summary.run.text("config.toml"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML ({error})") from None
-    settings = _flat({"plugins": [summary.run.plan["plugin"]]} | settings)
+        settings = _flat({"plugins": [summary.run.plan["plugin"]]} | settings)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not valid TOML ({reason})") from None
     return {key: value for key, value in settings.items() if key != "run.out"}
 
 
@@ -169,9 +206,8 @@ def _print(found: dict[str, Any]) -> None:
         console.print(table, width=240 if wide else None, soft_wrap=wide)
         console.print()
 
-    letters = [chr(ord("A") + index) if index < 26 else str(index) for index in range(len(found["runs"]))]
-    letter = dict(zip(found["runs"], letters))
-    show("Runs", ["", "folder"], [[letter[name], name] for name in found["runs"]])
+    letters = [letter_of(index) for index in range(len(found["runs"]))]
+    show("Runs", ["", "folder"], [list(pair) for pair in zip(letters, found["runs"], strict=True)])
     changed = [[key, *("–" if v is None else str(v) for v in values)] for key, values in found["configuration"].items()]
     if changed:
         show("Configuration that differs", ["", *letters], changed)
@@ -179,7 +215,7 @@ def _print(found: dict[str, Any]) -> None:
         console.print("The configurations are the same.\n")
     rows = [
         [
-            letter[row["run"]],
+            row["letter"],
             row["subject"] if row["arm"] is None else f"{row['arm']}: {row['subject']}",
             row["metric"],
             number(row["mean"]) + (f" ± {number(row['spread'])}" if row["spread"] is not None else ""),
@@ -194,9 +230,12 @@ def _print(found: dict[str, Any]) -> None:
         tested = ", no values by example to test" if entry["p_value"] is None else f", {p_value(entry['p_value'])}"
         examples = f", {entry['examples']} examples" if entry["examples"] else ""
         text = (
-            f"{letter[entry['run']]} - {letter[entry['against']]} ({who}): {entry['metric']} "
+            f"{entry['letter']} - {letters[0]} ({who}): {entry['tested']} "
             f"{number(entry['difference'], sign=True)}{interval}{tested}, seeds: {entry['seeds']}{examples}"
         )
         console.print(Text(text), soft_wrap=wide)
-    if not found["comparison"]:
+    for entry in found["not_compared"]:
+        text = f"{entry['letter']} - {letters[0]}: not compared: {entry['reason']}."
+        console.print(Text(text), soft_wrap=wide)
+    if not found["comparison"] and not found["not_compared"]:
         console.print("No arm, seed and test example is in both, so nothing is compared.")

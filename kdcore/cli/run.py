@@ -58,7 +58,12 @@ Exit codes: 0 done; 1 failed while running (resumable); 2 the input is wrong;
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--workers", type=int, metavar="N", help="Processes that load data.")
 @click.option("--dry-run", is_flag=True, help="Check everything, load nothing big, print the plan and its cost.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Continue this run folder.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Continue this run folder; goes with no other option but --store.",
+)
 @debug_option
 @click.pass_context
 def run(
@@ -74,7 +79,7 @@ def run(
     """Run a distillation method: train the student, evaluate it beside its teacher, write the run folder."""
     if resume is not None:
         _refuse_others(context)
-        configuration = read_run(resume)
+        configuration = read_run(resume, flags["store"])
     else:
         configuration = _configuration(plugins, file, overrides, flags)
     from kdcore.engine import experiment
@@ -96,9 +101,10 @@ def _configuration(
 
 
 def _refuse_others(context: click.Context) -> None:
-    """A resumed run keeps its own configuration."""
+    """A resumed run keeps its own configuration, but for where its teachers' outputs lie."""
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name in ("resume", "debug") or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not given or name in ("resume", "store", "debug"):
             continue
         raise click.UsageError(f"{parameter.opts[0]} cannot be combined with --resume: the run keeps its configuration")

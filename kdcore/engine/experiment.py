@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from typing import Any
 import attrs
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from kdcore.config import Configuration, RunOptions, to_toml
 from kdcore.data.splits import Inspection, Splits, inspect_splits
@@ -39,15 +41,12 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     :raises InputError: the folder holds something else, or the run was begun under other conditions.
     """
     check_device(configuration.run)
-    folder = resume or new_folder(configuration)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}); name a folder that can") from None
+    first = PartialState(cpu=configuration.run.device == "cpu").is_main_process
+    folder = Path(broadcast_object_list([str(resume or _made(new_folder(configuration))) if first else ""])[0])
     transformers.utils.logging.disable_progress_bar()
     begun = False
     try:
-        with locked(folder), event_log(folder):
+        with locked(folder) if first else nullcontext(), event_log(folder):
             experiment = Experiment(configuration, folder)
             experiment.begin()
             begun = True
@@ -59,6 +58,14 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
         if resumable and not isinstance(error, PluginError):
             error.run_folder = folder  # type: ignore[attr-defined]
         raise
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}); name a folder that can") from None
     return folder
 
 
@@ -111,12 +118,25 @@ def new_folder(configuration: Configuration) -> Path:
     if not configuration.run.out:
         return Path("runs") / f"{owner}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(configuration.run.out)
-    if folder.is_file():
-        raise InputError(f"--out {folder}: is a file; name a folder")
-    if folder.is_dir() and any(path.name not in BEFORE_THE_START for path in folder.iterdir()):
-        resume = f"go on with: kdcore run --resume {folder}, or " if (folder / "config.toml").exists() else ""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder}: is a file; name a folder")
+        inside = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be read ({error.strerror}); name another folder") from None
+    if any(path.name not in BEFORE_THE_START or path.is_dir() for path in inside):
+        resumable = (folder / "config.toml").is_file()
+        resume = f"go on with: kdcore run --resume {shlex.quote(str(folder))}, or " if resumable else ""
         raise InputError(f"--out {folder}: is not empty; {resume}name a new folder")
     return folder
+
+
+def as_given(reference: str) -> str:
+    """A plugin's reference as a user types it: a file below the current folder as ``./method.py``."""
+    path = Path(reference)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return f"./{path.relative_to(Path.cwd())}"
+    return reference
 
 
 def has_results(folder: Path) -> bool:
@@ -186,15 +206,17 @@ class Experiment:
         self.progress.line(f"student:  {self._student_folder(self.plan.arms[0], self.plan.seeds[0])}")
         self.progress.line(f"report:   {self.folder / 'report.html'}")
         self.progress.line(f"figures:  {self.folder / 'result.json'}")
+        self.progress.line(f"next:     {self._next()}")
+
+    def _next(self) -> str:
+        """The command to go on with: the comparison with a control, else every setting, to run on other data."""
         if not self.options.compares:
-            plugins = " ".join(f"--plugin {reference}" for reference in self.configuration.references)
-            self.progress.line(
-                f"next:     kdcore run {plugins} --compare --seeds 3   (against the same student untaught)"
-            )
-        else:
-            self.progress.line(
-                f"next:     kdcore config {self.owner} > run.toml   (every setting, to run on your data)"
-            )
+            file, out = (shlex.quote(str(path)) for path in (self.folder / "config.toml", f"{self.folder}-compared"))
+            command = f"kdcore run --config {file} --compare --seeds 3 --out {out}"
+            return f"{command}   (against the same student untaught)"
+        owner, *joiners = (shlex.quote(as_given(reference)) for reference in self.configuration.references)
+        command = " ".join(["kdcore config", owner, *(f"--plugin {joiner}" for joiner in joiners)])
+        return f"{command} > run.toml   (every setting, to run on your data)"
 
     # One arm with one seed
 

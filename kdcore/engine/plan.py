@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kdcore.config import Configuration
 from kdcore.data.splits import Splits
 from kdcore.engine.stages import ordered
 from kdcore.errors import PluginError
+from kdcore.names import RULE, is_name
 from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Recipe, Stage
 from kdcore.run import Run
@@ -36,8 +37,8 @@ class Plan:
 def make_plan(configuration: Configuration, run: Run) -> Plan:
     """Ask for the recipe of every arm and check it.
 
-    :raises PluginError: no recipe or a contradictory one, a circle of stages, an arm that is named twice or sets an
-        unknown field or a value that the field refuses.
+    :raises PluginError: no recipe or a contradictory one, a name that can name no file, a circle of stages, an arm
+        that is named twice or sets an unknown field or a value that the field refuses.
     """
     owner = next(iter(configuration.plugins))
     recipe = recipe_of(Plugins(configuration.plugins), run)
@@ -62,7 +63,7 @@ def make_plan(configuration: Configuration, run: Run) -> Plan:
 def recipe_of(plugins: Plugins, run: Run) -> Recipe:
     """The owner's recipe, as changed by the joiners.
 
-    :raises PluginError: it is none, has no stages, or its parts contradict each other.
+    :raises PluginError: it is none, has no stages, its parts contradict each other, or a name in it can name no file.
     """
     try:
         recipe = plugins.ask(plugins.owner, "recipe", run=run)
@@ -70,7 +71,21 @@ def recipe_of(plugins: Plugins, run: Run) -> Recipe:
         raise PluginError(f"{error} ({' '.join(error.__notes__)}); mend the recipe") from error
     if not isinstance(recipe, Recipe) or not recipe.stages:
         raise PluginError(f"plugin {plugins.owner} gave no Recipe with stages; its recipe hook must return one")
+    for kind, name in _names(recipe):
+        if not is_name(name):
+            raise PluginError(f"plugin {plugins.owner} names {kind} {name!r}, which must be {RULE}")
     return recipe
+
+
+def _names(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Every name of the recipe that files or folders bear, with what it names."""
+    for stage in recipe.stages:
+        yield "a stage", stage.name
+        yield "a module", stage.subject
+        yield from (("a teacher", name) for name in stage.teachers)
+        yield from (("a target", target.name) for target in stage.targets or ())
+    yield from (("an arm", arm.name) for arm in recipe.arms)
+    yield from (("a yardstick", name) for name in recipe.yardsticks)
 
 
 def plugins_of(configuration: Configuration, arm: Arm) -> Plugins:

@@ -13,35 +13,54 @@ from kdcore.errors import InputError
 
 log = logging.getLogger("kdcore")
 
+TENSORBOARD = "tensorboard"
 Track = Callable[[Mapping[str, float], int], None]
 
 
 @contextlib.contextmanager
 def tracker(names: Sequence[str], folder: Path, title: str, accelerator: Any) -> Iterator[Track]:
-    """Yield ``track({name: value}, step)`` that logs to every tracker in ``names``, on the first process."""
+    """Yield ``track({name: value}, step)`` that logs to every tracker in ``names``, on the first process.
+
+    A resumed run repeats the steps since its checkpoint with the same values; TensorBoard, which would show them twice,
+    gets none that it has.
+    """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     missing = sorted(set(names) - {kind.value for kind in get_available_trackers()})
     if missing:
         raise InputError(f"run.trackers: {missing[0]} is not installed; run `pip install {missing[0]}` or leave it out")
-    trackers: list[Any] = []
+    trackers: dict[str, Any] = {}
+    known = _last_steps(folder / TENSORBOARD / title) if accelerator.is_main_process and TENSORBOARD in names else {}
     if accelerator.is_main_process:
         for name in names:
             made = LOGGER_TYPE_TO_CLASS[name]
             place = {"logging_dir": folder / name} if made.requires_logging_directory else {}
-            trackers.append(made(title, **place))
-            if hasattr(trackers[-1], "start"):
-                trackers[-1].start()
+            trackers[name] = made(title, **place)
+            if hasattr(trackers[name], "start"):
+                trackers[name].start()
 
     def track(values: Mapping[str, float], step: int) -> None:
-        for each in trackers:
-            each.log(dict(values), step=step)
+        for name, each in trackers.items():
+            fresh = {key: v for key, v in values.items() if name != TENSORBOARD or step > known.get(key, -1)}
+            if fresh:
+                each.log(fresh, step=step)
 
     try:
         yield track
     finally:
-        for each in trackers:
+        for each in trackers.values():
             each.finish()
+
+
+def _last_steps(folder: Path) -> dict[str, int]:
+    """The last step of every scalar that an earlier start of the run gave TensorBoard."""
+    if not folder.is_dir():
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 1})
+    events.Reload()
+    return {tag: events.Scalars(tag)[-1].step for tag in events.Tags()["scalars"]}
 
 
 class _Strict(logging.FileHandler):
@@ -60,7 +79,10 @@ def _log_thread_error(failed: threading.ExceptHookArgs) -> None:
 @contextlib.contextmanager
 def event_log(folder: Path) -> Iterator[None]:
     """Send kdcore's log messages, and the errors of trackers' threads, to ``events.log`` in the run folder."""
-    handler = _Strict(folder / "events.log", encoding="utf-8")
+    path = folder / "events.log"
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, where kdcore keeps a file; move it away")
+    handler = _Strict(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)

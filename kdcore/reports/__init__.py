@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdcore.errors import InputError
+
 __all__ = ["write_all"]
 
 
@@ -21,4 +23,7 @@ def write_all(folder: Path) -> list[Path]:
     from kdcore.reports.summary import summarise
 
     summary = summarise(folder)
-    return [save_result(folder, summary.result), *cards_of(summary), report_of(summary)]
+    try:
+        return [save_result(folder, summary.result), *cards_of(summary), report_of(summary)]
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{error.filename}: cannot be written ({error.strerror}); move it away") from None

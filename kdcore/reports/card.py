@@ -69,9 +69,9 @@ def write_card(summary: Summary, relative: str) -> Path:
         if arm in (entry["arm"], entry["against"]) and (entry["subject"], entry["split"]) == (subject, summary.split)
     ]
     plugins = [
-        {"name": "", "version": "", "distribution": "", "summary": ""}
-        | {key: _without_folders(str(value)) for key, value in plugin.items()}
-        for plugin in plan.get("plugins") or [{"name": plan["plugin"]}]
+        {"name": "", "version": "", "distribution": "", "summary": "", "paper": ""}
+        | {key: _without_folders(value) for key, value in plugin.items()}
+        for plugin in plan["plugins"] or [{"name": plan["plugin"]}]
     ]
     text = (
         _environment()
@@ -90,16 +90,14 @@ def write_card(summary: Summary, relative: str) -> Path:
             summary=summary,
             plan=plan,
             base=base,
-            teachers={
-                name: _without_folders(str((t or {}).get("source", ""))) for name, t in plan.get("teachers", {}).items()
-            },
+            teachers={name: _without_folders(teacher["source"]) for name, teacher in plan["teachers"].items()},
             entries=entries,
-            usage=str(plan.get("usage") or "").replace("{folder}", f"{run.name}/{relative}").strip(),
+            usage=plan["usage"].replace("{folder}", f"{run.name}/{relative}").strip(),
             location=f"{run.name}/{relative}",
             configuration=configuration(run.text("config.toml")),
-            notes=(run.optional("data.json") or {}).get("notes", []),
+            notes=(run.optional("data.json") or {"notes": []})["notes"],
             plugins=plugins,
-            papers=[(plugin, match[1]) for plugin in plugins if (match := ARXIV.search(str(plugin.get("paper", ""))))],
+            papers=[(plugin, match[1]) for plugin in plugins if (match := ARXIV.search(plugin["paper"]))],
             done=[(stage, done) for stage in run.stages if (done := run.done(arm or "", seed or 0, stage))],
             environment=run.optional("environment.json") or {},
         )
@@ -113,9 +111,9 @@ def configuration(text: str) -> str:
     """A TOML text whose absolute paths are cut to their last part; comments stay."""
     try:
         document = tomlkit.parse(text)
-    except ValueError:
+        _cut(document)
+    except (ValueError, RecursionError):
         return ""
-    _cut(document)
     lines = tomlkit.dumps(document).splitlines()
     return "\n".join(line for line in lines if not (line.startswith("#") and re.search(r"\s[/~][\w.-]+/", line)))
 
@@ -145,7 +143,7 @@ def _base_model(text: str) -> str | None:
     """The student's hub name, where the configuration has one (``student`` or ``student.model``)."""
     try:
         value = tomllib.loads(text).get("student")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
     value = value.get("model") if isinstance(value, dict) else value
     return value if isinstance(value, str) and HUB_NAME.fullmatch(value) else None

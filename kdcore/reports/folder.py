@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
+import attrs
 from attrs import field, frozen
 
 from kdcore.errors import InputError
-from kdcore.files import read_json
+from kdcore.names import is_name
 from kdcore.recipe import Metric
+from kdcore.reports.records import (
+    DataRecord,
+    DoneRecord,
+    Evaluation,
+    Plan,
+    SamplesRecord,
+    read_object,
+    structured,
+    structured_line,
+)
 
-__all__ = ["Evaluated", "RunFolder", "open_run", "read_metrics", "read_object"]
+__all__ = ["Evaluated", "RunFolder", "open_run", "read_done", "read_metrics", "read_object"]
+
+RECORDS = {"data.json": DataRecord, "samples.json": SamplesRecord}
 
 LATENCY = "latency_ms"
 
@@ -51,7 +63,7 @@ class Evaluated:
 class RunFolder:
     """A run folder whose plan and evaluations have been read and checked.
 
-    :param plan: ``plan.json``.
+    :param plan: ``plan.json``, checked and complete.
     :param rows: evaluated students in the plan's order of arms and seeds, then the teachers and yardsticks.
     """
 
@@ -75,7 +87,7 @@ class RunFolder:
 
     @property
     def stages(self) -> list[str]:
-        return list(self.plan.get("stages", []))
+        return list(self.plan["stages"])
 
     @property
     def arms(self) -> list[str]:
@@ -84,13 +96,13 @@ class RunFolder:
     @property
     def controls(self) -> list[str]:
         """Names of the arms that others are compared with."""
-        return [str(arm["name"]) for arm in self.plan["arms"] if arm.get("control")]
+        return [str(arm["name"]) for arm in self.plan["arms"] if arm["control"]]
 
     @property
     def better(self) -> str:
         """The headline's direction, as evaluated; before the first evaluation, as planned."""
         found = [row.metrics[self.headline].better for row in self.rows if self.headline in row.metrics]
-        return found[0] if found else str(self.plan["headline"].get("better", "higher"))
+        return found[0] if found else str(self.plan["headline"]["better"])
 
     @property
     def missing(self) -> list[str]:
@@ -100,7 +112,7 @@ class RunFolder:
 
     def because(self, arm: str) -> str:
         """Why an arm is a fair comparison although something differs."""
-        return next((str(a.get("because") or "") for a in self.plan["arms"] if a["name"] == arm), "")
+        return next((str(a["because"]) for a in self.plan["arms"] if a["name"] == arm), "")
 
     def stage_folder(self, arm: str, seed: int, stage: str) -> Path | None:
         """Where a stage of one arm and seed lies: its own folder, or the one shared by arms or seeds."""
@@ -112,15 +124,17 @@ class RunFolder:
         return next((place for place in places if place.is_dir()), None)
 
     def done(self, arm: str, seed: int, stage: str) -> dict[str, Any] | None:
-        """``done.json`` of a stage; None while it is not finished."""
+        """What `DoneRecord` has of a stage's ``done.json``; None while it is not finished."""
         folder = self.stage_folder(arm, seed, stage)
-        if folder is None or not (folder / "done.json").is_file():
-            return None
-        return read_object(folder / "done.json")
+        return None if folder is None else read_done(folder)
 
     def optional(self, name: str) -> dict[str, Any] | None:
         """A JSON file at the top of the run, such as ``samples.json``; None when it is absent."""
-        return read_object(self.path / name) if (self.path / name).is_file() else None
+        path = self.path / name
+        if not path.is_file():
+            return None
+        value = read_object(path)
+        return attrs.asdict(structured(value, RECORDS[name], path)) if name in RECORDS else value
 
     def text(self, name: str) -> str:
         """A text file at the top of the run; empty when it is absent."""
@@ -129,7 +143,7 @@ class RunFolder:
 
     def inside(self, relative: str | None) -> Path | None:
         """A folder named by an evaluation, if it exists and lies inside the run."""
-        if not relative or PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
+        if not relative or not all(map(is_name, relative.split("/"))):
             return None
         path = self.path / relative
         return path if path.is_dir() else None
@@ -145,29 +159,26 @@ def open_run(folder: Path) -> RunFolder:
     path = folder / "plan.json"
     if not path.is_file():
         raise InputError(f"{folder}: no plan.json in it, so it is no run folder; name one that `kdcore run` made")
-    plan = read_object(path)
-    _check_plan(path, plan)
+    plan = attrs.asdict(structured(read_object(path), Plan, path))
     rows: list[Evaluated] = []
     for arm in plan["arms"]:
         for seed in plan["seeds"]:
             path = folder / "arms" / arm["name"] / f"seed-{seed}" / "evaluation.json"
             rows += _evaluation(path, "student", arm["name"], seed)
-    for teacher in plan.get("teachers", {}):
+    for teacher in plan["teachers"]:
         rows += _evaluation(folder / "teachers" / teacher / "evaluation.json", "teacher")
-    for yardstick in plan.get("yardsticks", []):
+    for yardstick in plan["yardsticks"]:
         rows += _evaluation(folder / "yardsticks" / yardstick / "evaluation.json", "yardstick")
     return RunFolder(folder, plan, rows)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
+def read_done(stage_folder: Path) -> dict[str, Any] | None:
+    """A stage's ``done.json``; None when it is absent.
 
-    :raises InputError: when the file cannot be read, is not JSON, or is not an object.
+    :raises InputError: it is not valid; names the file and the key.
     """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    path = stage_folder / "done.json"
+    return attrs.asdict(structured(read_object(path), DoneRecord, path)) if path.is_file() else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -175,7 +186,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     A torn last line (the run was killed while writing) is skipped.
 
-    :raises InputError: for any other line that is no JSON object with a ``step``; the message has its number.
+    :raises InputError: for any other line that is no JSON object with a ``step``, or has a value of another type; the
+        message has its number.
     """
     if not path.is_file():
         return []
@@ -185,33 +197,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            records[int(record["step"]), str(record.get("split", "train"))] = record
-        except (ValueError, KeyError, TypeError):
+            record, checked = structured_line(line, f"{path}:{number}")
+        except InputError:
             if number == len(lines):
                 continue
-            raise InputError(f"{path}:{number}: not a JSON object with a step; remove the line") from None
+            raise
+        records[checked.step, checked.split] = record
     return [records[key] for key in sorted(records)]
-
-
-def _check_plan(path: Path, plan: dict[str, Any]) -> None:
-    kinds = {"plugin": str, "headline": dict, "arms": list, "seeds": list}
-    for key, kind in kinds.items():
-        if not isinstance(plan.get(key), kind):
-            raise InputError(f"{path}: key {key!r} is missing or no {kind.__name__}; is this file from `kdcore run`?")
-    if not isinstance(plan["headline"].get("name"), str):
-        raise InputError(f"{path}: key 'headline.name' is missing or no str")
-    for index, arm in enumerate(plan["arms"]):
-        if not isinstance(arm, dict) or not _is_name(arm.get("name")):
-            raise InputError(f"{path}: key 'arms[{index}].name' is missing or no file name")
-    for key in ("teachers", "yardsticks"):
-        for name in plan.get(key, []):
-            if not _is_name(name):
-                raise InputError(f"{path}: key {key!r} has {name!r}, which is no file name")
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\\" not in name
 
 
 def _evaluation(
@@ -219,32 +211,26 @@ def _evaluation(
 ) -> Iterator[Evaluated]:
     if not path.is_file():
         return
-    rows = read_object(path).get("rows")
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: key 'rows' is missing or no list")
-    for index, row in enumerate(rows):
-        where = f"{path}: rows[{index}]"
-        try:
-            yield Evaluated(
-                kind=kind,
-                arm=arm,
-                seed=seed,
-                subject=str(row["subject"]),
-                split=str(row["split"]),
-                metrics={name: _metric(name, value) for name, value in row["metrics"].items()},
-                parameters=row.get("parameters"),
-                bytes=row.get("bytes"),
-                path=row.get("path"),
-            )
-        except KeyError as error:
-            raise InputError(f"{where} has no key {error}") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{where} is not valid: {error}") from None
+    for row in structured(read_object(path), Evaluation, path).rows:
+        yield Evaluated(
+            kind=kind,
+            arm=arm,
+            seed=seed,
+            subject=row.subject,
+            split=row.split,
+            metrics={
+                name: Metric(name, _number(metric.value), metric.better, _numbers(metric.samples))
+                for name, metric in row.metrics.items()
+            },
+            parameters=row.parameters,
+            bytes=row.bytes,
+            path=row.path,
+        )
 
 
-def _metric(name: str, value: dict[str, Any]) -> Metric:
-    samples = value.get("samples")
-    if samples is not None:
-        samples = {str(key): math.nan if number is None else float(number) for key, number in samples.items()}
-    figure = math.nan if value["value"] is None else float(value["value"])
-    return Metric(name, figure, value.get("better", "higher"), samples)
+def _numbers(samples: dict[str, float | None] | None) -> dict[str, float] | None:
+    return None if samples is None else {key: _number(value) for key, value in samples.items()}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdcore.files import write_text
 from kdcore.reports import plots
-from kdcore.reports.folder import RunFolder, read_metrics, read_object
+from kdcore.reports.folder import RunFolder, read_done, read_metrics
 from kdcore.reports.result import verdict
 from kdcore.reports.summary import (
     Summary,
@@ -191,8 +191,8 @@ def _images(run: RunFolder, panels: dict[str, list[plots.Curve]]) -> list[tuple[
 
 
 def _best_step(folder: Path) -> int | None:
-    path = folder / "done.json"
-    return read_object(path).get("best_step") if path.is_file() else None
+    done = read_done(folder)
+    return done["best_step"] if done else None
 
 
 def _ends(title: str, curves: list[plots.Curve]) -> str:
@@ -234,6 +234,8 @@ def _forest(summary: Summary, entries: list[dict[str, Any]]) -> Plot | None:
         line = summary.line(entry["against"], entry["subject"])
         base = abs(line.metrics[entry["metric"]].mean) if line and entry["metric"] in line.metrics else 0.0
         if entry["difference"] is None or not math.isfinite(base) or base == 0:
+            continue
+        if entry["tested"] != entry["metric"]:  # no share of the control's value
             continue
         scale = (100 if entry["better"] == "higher" else -100) / base
         interval = sorted(bound * scale for bound in entry["ci95"]) if entry["ci95"] else [None, None]

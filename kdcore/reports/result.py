@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from kdcore.files import write_text
+from kdcore.recipe import Metric
 from kdcore.reports.comparison import Difference, compare_samples, compare_values
 from kdcore.reports.folder import Evaluated, RunFolder, open_run
 
-__all__ = ["build_result", "compare_rows", "verdict", "write_result"]
+__all__ = ["build_result", "compare_rows", "tested", "verdict", "write_result"]
 
 HASHES = {"initial_weights": "initial_hash", "order": "order_hash", "steps": "steps"}
 
@@ -21,8 +23,9 @@ def build_result(folder: Path) -> dict[str, Any]:
 
     ``rows`` has a student row for each arm, seed, subject and split, then the teachers and yardsticks, whose
     ``arm`` and ``seed`` are null. ``comparison`` has an entry for each arm against each control, subject, split and
-    metric; ``equal`` says whether initial weights, order of the data and steps were the same (null: not recorded),
-    and ``hashes`` lists both sides for each seed. A value that is not finite is null.
+    metric; ``tested`` names what its difference is of (see `tested`); ``equal`` says whether initial weights, order of
+    the data and steps were the same (null: not recorded), and ``hashes`` lists both sides for each seed. A value that
+    is not finite is null.
 
     :raises InputError: when it is no run folder, or a file in it is not valid.
     """
@@ -68,10 +71,30 @@ def compare_rows(arm: list[Evaluated], control: list[Evaluated], metric: str) ->
     """
     ours, theirs = ([row.metrics[metric] for row in rows] for rows in (arm, control))
     if all(m.samples for m in (*ours, *theirs)):
-        return compare_samples([m.samples or {} for m in ours], [m.samples or {} for m in theirs])
-    if not all(math.isfinite(m.value) for m in (*ours, *theirs)) or len(ours) != len(theirs):
+        found = compare_samples([m.samples or {} for m in ours], [m.samples or {} for m in theirs])
+    elif not all(math.isfinite(m.value) for m in (*ours, *theirs)) or len(ours) != len(theirs):
         return None
-    return compare_values([m.value for m in ours], [m.value for m in theirs])
+    else:
+        found = compare_values([m.value for m in ours], [m.value for m in theirs])
+    if found is None or not all(map(math.isfinite, (found.difference, found.spread or 0.0, *(found.ci95 or ())))):
+        return None
+    return found
+
+
+def tested(rows: list[Evaluated], metric: str) -> str:
+    """What `compare_rows` of these rows compares: the metric's name, or "NAME (mean of the values by example)".
+
+    The latter where the metric is not that mean (a perplexity, a corpus F1), so that its own difference is another.
+    """
+    metrics = [row.metrics[metric] for row in rows]
+    if not all(m.samples for m in metrics) or all(map(_is_mean, metrics)):
+        return metric
+    return f"{metric} (mean of the values by example)"
+
+
+def _is_mean(metric: Metric) -> bool:
+    values = [value for value in (metric.samples or {}).values() if math.isfinite(value)]
+    return bool(values) and math.isclose(fmean(values), metric.value, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def verdict(entry: dict[str, Any]) -> str:
@@ -122,6 +145,7 @@ def _compare_arms(run: RunFolder, arm: str, control: str) -> list[dict[str, Any]
                     "subject": subject,
                     "split": split,
                     "metric": metric,
+                    "tested": tested([side[seed] for side in (ours, theirs) for seed in seeds], metric),
                     "better": ours[seeds[0]].metrics[metric].better,
                     "difference": found.difference if found else None,
                     "ci95": list(found.ci95) if found and found.ci95 else None,

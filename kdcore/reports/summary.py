@@ -194,7 +194,7 @@ def summarise(folder: Path) -> Summary:
 def comparison_line(entry: dict[str, Any]) -> str:
     """One entry of ``comparison`` as a line: difference, interval, p, seeds, and what is equal in both arms."""
     subject = "" if entry["subject"] == "student" else f" [{entry['subject']}]"
-    head = f"{entry['arm']} - {entry['against']}{subject}: {entry['metric']}"
+    head = f"{entry['arm']} - {entry['against']}{subject}: {entry['tested']}"
     if entry["difference"] is None:
         return f"{head} not finite, not compared; {fairness(entry)}"
     interval = ""
@@ -304,7 +304,8 @@ def _the(subject: str) -> str:
 
 
 def _difference_in_words(entry: dict[str, Any]) -> str:
-    said = f"The difference is {number(entry['difference'], sign=True)}"
+    what = "difference" if entry["tested"] == entry["metric"] else f"difference of {entry['tested']}"
+    said = f"The {what} is {number(entry['difference'], sign=True)}"
     if entry["ci95"] is None:
         spread = f", ± {number(entry['spread'])} over {entry['seeds']} seeds" if entry["spread"] is not None else ""
         return f"{said}{spread}; the metric has no values by example, so it cannot be tested."

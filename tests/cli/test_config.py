@@ -46,3 +46,15 @@ def test_mistakes_exit_with_2(install: Callable[..., None], capsys: pytest.Captu
     )  # fmt: skip
     assert main(["config", "fogg"]) == 2
     assert "did you mean fog?" in capsys.readouterr().err
+
+
+def test_what_a_plugin_prints_while_it_is_imported_stays_out_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joiner = tmp_path / "my_joiner.py"
+    joiner.write_text("print('hello from the module')\n" + JOINER)
+    assert main(["config", str(joiner)]) == 0
+    text, error = capsys.readouterr()
+    assert tomllib.loads(text)["plugins"] == [str(joiner)]
+    assert "hello" not in text
+    assert error == "hello from the module\n"

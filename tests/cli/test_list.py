@@ -8,6 +8,15 @@ import pytest
 from kdcore.cli import main
 
 Install = Callable[..., None]
+METHOD = """
+from attrs import frozen
+from kdcore import hookimpl
+
+@frozen
+class Method:
+    @hookimpl
+    def recipe(self, run): ...
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +58,13 @@ def test_nothing_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("KDCORE_PLUGINS", "nothing")
     assert main(["list"]) == 0
     assert "pip install kd-plugin-ranking" in capsys.readouterr().out
+
+
+def test_what_a_plugin_prints_while_it_is_imported_stays_out_of_the_json(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("loud", "print('hello')\n" + METHOD)
+    monkeypatch.setenv("KDCORE_PLUGINS", "fog,loud")
+    assert main(["list", "--load", "--json"]) == 0
+    plugins = json.loads(capsys.readouterr().out)
+    assert [(info["name"], info["status"]) for info in plugins] == [("fog", "ok"), ("loud", "ok")]

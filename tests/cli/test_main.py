@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,12 @@ def test_every_error_is_one_line_and_an_exit_code(
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("killed"), ValueError("x")])
 def test_a_resumable_error_names_the_command(fail: Callable[..., Any], error: BaseException) -> None:
     assert fail(error, run_folder=Path("runs/mine"))[1].endswith("; continue with: kdcore run --resume runs/mine\n")
+
+
+def test_the_folder_to_resume_is_quoted_for_the_shell(fail: Callable[..., Any]) -> None:
+    line = fail(RunError("killed"), run_folder=Path("runs/my 'own' run"))[1]
+    words = shlex.split(line.partition("continue with: ")[2])
+    assert words == ["kdcore", "run", "--resume", "runs/my 'own' run"]
 
 
 def test_debug_shows_the_traceback(fail: Callable[..., Any]) -> None:

@@ -1,12 +1,13 @@
 """What a run is going to do, and what is refused before anything is paid for."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from attrs import frozen
 
-from kdcore import Arm, Example, Recipe, Run, Splits, Stage, Teacher, hookimpl, option
+from kdcore import Arm, Example, Recipe, Run, Splits, Stage, Target, Teacher, hookimpl, option
 from kdcore.config import configure
 from kdcore.engine.plan import describe, make_plan, plan_to_json, public_source
 from kdcore.errors import PluginError
@@ -65,6 +66,47 @@ def test_nothing_is_compared_unless_asked():
 def test_contradictory_arms_are_refused(arms, words):
     with pytest.raises(PluginError, match=words):
         planned(*arms)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../x", "a/b", "a\\b", "a\0b", "a\nb", "é" * 51, "\udcff", None, 3])
+@pytest.mark.parametrize("kind", ["stage", "module", "teacher", "target", "arm", "yardstick"])
+def test_a_name_that_can_name_no_file_is_refused(kind, name, monkeypatch, tmp_path):
+    stage = {"name": "distil", "loop": lambda *_: [], "build": lambda run: {}}
+    more = {}
+    if kind == "stage":
+        stage["name"] = name
+    elif kind == "module":
+        stage["subject"] = name
+    elif kind == "teacher":
+        stage["teachers"] = {name: Teacher(build=lambda run: None)}
+    elif kind == "target":
+        stage = {"name": "merge", "targets": [Target(name, [], lambda run: None)]}
+    else:
+        more = {f"{kind}s": [Arm(name) if kind == "arm" else name]}
+    recipe = Recipe(stages=[Stage(**stage)], data=lambda run: SPLITS, headline="f1", **more)
+    configuration = configured()
+    monkeypatch.setattr(type(configuration.plugins["method"]), "recipe", hookimpl(lambda self, run: recipe))
+    monkeypatch.chdir(tmp_path)
+    words = rf"plugin method names an? {kind} {re.escape(repr(name))}, which must be a name of a file: .* 100 bytes"
+    with pytest.raises(PluginError, match=words):
+        make_plan(configuration, Run(folder=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_only_another_arms_recipe_has_is_refused(monkeypatch):
+    def recipe(self, run):
+        name = "distil" if self.steps == 10 else "../x"
+        stage = Stage(name=name, loop=lambda *_: [], build=lambda run: {})
+        return Recipe(stages=[stage], data=lambda run: SPLITS, headline="f1", arms=[Arm("long", {"steps": 20})])
+
+    configuration = configured(compare=True)
+    monkeypatch.setattr(type(configuration.plugins["method"]), "recipe", hookimpl(recipe))
+    with pytest.raises(PluginError, match=r"plugin method names a stage '\.\./x'"):
+        make_plan(configuration, Run(folder=Path()))
+
+
+def test_names_in_any_script_are_allowed():
+    assert [arm.name for arm in planned(Arm("größer, 2 × länger")).arms][-1] == "größer, 2 × länger"
 
 
 def test_sources_are_shown_without_this_machines_folders(tmp_path):

@@ -91,3 +91,28 @@ def test_an_event_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
         monkeypatch.setattr(logging.FileHandler, "format", full)
         with pytest.raises(OSError, match="No space"):
             logging.getLogger("kdcore").info("text")
+
+
+@pytest.mark.filterwarnings("default")  # tensorboard's own
+def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path):
+    """The second start begins again at step 3, before which the checkpoint was, and goes on to a second stage."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, stop in ((1, 6), (3, 9)):
+        with tracker(["tensorboard"], tmp_path, "distill-seed-0", FIRST) as track:
+            for step in range(start, stop):
+                track({"warm/loss": 1 / step}, step)
+    with tracker(["tensorboard"], tmp_path, "distill-seed-0", FIRST) as track:
+        track({"warm/loss": 1.0, "distil/loss": 1.0}, 1)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "distill-seed-0"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("warm/loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [event.value for event in events.Scalars("warm/loss")] == pytest.approx([1 / n for n in range(1, 9)])
+    assert [event.step for event in events.Scalars("distil/loss")] == [1]
+
+
+def test_a_folder_in_the_event_logs_place_is_named(tmp_path):
+    (tmp_path / "events.log").mkdir()
+    words = r"events\.log: is a folder, where kdcore keeps a file; move it away"
+    with pytest.raises(InputError, match=words), event_log(tmp_path):
+        pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,11 @@ def make() -> Callable[..., Path]:
     return make_run
 
 
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("made") / "mine")
+
+
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "mine")
+def run_folder(made_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_once, tmp_path / "mine"))

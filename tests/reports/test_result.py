@@ -65,10 +65,11 @@ def test_an_arm_without_the_teacher_equals_its_control(make, tmp_path):
     ("key", "name"), [("initial_weights", "initial_hash"), ("order", "order_hash"), ("steps", "steps")]
 )
 def test_one_unequal_seed_is_reported(run_folder, key, name):
-    edit(run_folder / "arms/control/seed-1/distil/done.json", lambda done: done.update({name: 7}))
+    other = 7 if name == "steps" else "ab12"
+    edit(run_folder / "arms/control/seed-1/distil/done.json", lambda done: done.update({name: other}))
     found = entry(build_result(run_folder), "accuracy")
     assert found["equal"] == {"initial_weights": True, "order": True, "steps": True} | {key: False}
-    assert found["hashes"][1][key][1] == 7
+    assert found["hashes"][1][key][1] == other
 
 
 def test_what_is_not_recorded_is_unknown(run_folder):

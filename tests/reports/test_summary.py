@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from statistics import fmean
 
 import pytest
 
+from kdcore.reports import write_all
 from kdcore.reports.summary import commands, comparison_line, fairness, number, size, summarise
 
 
@@ -90,9 +94,43 @@ def test_inequality_is_said_with_its_reason(run_folder):
     assert fairness(summarise(run_folder).headline[0]).endswith("; because both stop early")
 
 
+def test_a_metric_that_is_no_mean_over_examples_is_not_confused_with_what_is_tested(run_folder):
+    """The log loss by example is tested; the perplexity, its exponential, has another difference."""
+    figures = {}
+    for path in run_folder.glob("**/evaluation.json"):
+        content = json.loads(path.read_text())
+        for row in content["rows"]:
+            loss = row["metrics"]["log loss"]
+            row["metrics"]["perplexity"] = loss | {"value": math.exp(loss["value"])}
+            figures.setdefault(path.parts[-3], []).append(loss["value"])
+        path.write_text(json.dumps(content))
+    edit(run_folder / "plan.json", lambda plan: plan.update(headline={"name": "perplexity", "better": "lower"}))
+    write_all(run_folder)
+    summary = summarise(run_folder)
+    by_metric = {entry["metric"]: entry for entry in summary.result["comparison"]}
+    assert {name: entry["tested"] for name, entry in by_metric.items()} == {
+        "accuracy": "accuracy",
+        "log loss": "log loss",
+        "calibration error": "calibration error",
+        "perplexity": "perplexity (mean of the values by example)",
+    }
+    difference = fmean(figures["distill"]) - fmean(figures["control"])
+    assert by_metric["perplexity"]["difference"] == pytest.approx(difference)
+    line = f"perplexity (mean of the values by example) {number(difference, sign=True)}"
+    assert line in comparison_line(by_metric["perplexity"])
+    words = f"The difference of perplexity (mean of the values by example) is {number(difference, sign=True)}"
+    assert any(words in sentence for sentence in summary.sentences)
+    page = (run_folder / "report.html").read_text()
+    assert "<td>perplexity (mean of the values by example) ↓</td>" in page
+    assert re.search(r"log loss [+-]\d+\.\d%", page)  # in the plot, a share of the control's value
+    assert not re.search(r"perplexity.{0,40} [+-]\d+\.\d%", page)
+    assert line in (run_folder / "arms/distill/seed-0/student/README.md").read_text()
+
+
 def test_comparison_line():
     entry = {
         "arm": "distill", "against": "control", "subject": "student", "metric": "ndcg@10", "difference": 0.0312,
+        "tested": "ndcg@10",
         "ci95": [0.021, 0.0414], "p_value": 0.0003, "spread": 0.01, "seeds": 1, "because": "",
         "equal": {"initial_weights": True, "order": True, "steps": True},
         "hashes": [{"seed": 0, "initial_weights": ["ab12cd34ef"] * 2, "order": ["9876543210"] * 2, "steps": [300] * 2}],

@@ -1,0 +1,256 @@
+"""What the files of a run folder hold, structured strictly: a file that says something else is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import attrs
+import cattrs
+from attrs import field, frozen
+
+from kdcore.errors import InputError
+from kdcore.files import read_json
+from kdcore.names import RULE, is_name
+from kdcore.structure import UNSET, MismatchError, converter, show
+
+__all__ = [
+    "DataRecord",
+    "DoneRecord",
+    "Evaluation",
+    "LogRecord",
+    "Plan",
+    "SamplesRecord",
+    "read_object",
+    "structured",
+    "structured_line",
+]
+
+DEEPEST = 32
+LARGEST = 2**63
+INVALID = "is not valid: "
+
+T = TypeVar("T")
+Better = Literal["higher", "lower"]
+
+
+def _counts(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    for number in values:
+        if number is not None and not 0 <= number < LARGEST:
+            raise ValueError(f"{attribute.name} has {show(number)}, which must be at least 0 and less than 2**63")
+
+
+def _some(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not value:
+        raise ValueError(f"{attribute.name} must not be empty")
+
+
+def _names(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    for name in [value] if isinstance(value, str) else value:
+        if not is_name(name):
+            raise ValueError(f"{attribute.name} has {name!r}, which must be {RULE}")
+
+
+def _values_by_example(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise ValueError(f"{attribute.name} = {show(value)} must be an object of numbers")
+    for key, number in value.items():
+        if type(number) not in (int, float, type(None)) or (type(number) is int and abs(number) > LARGEST):
+            raise ValueError(f"{attribute.name} has {show(number)} for {key!r}, which must be a number or null")
+
+
+@frozen
+class _Headline:
+    name: str
+    better: Better = "higher"
+
+
+@frozen
+class _Arm:
+    name: str = field(validator=_names)
+    control: bool = False
+    because: str = ""
+    set: dict[str, Any] = field(factory=dict)
+
+
+@frozen
+class _Plugin:
+    name: str
+    version: str = ""
+    distribution: str = ""
+    paper: str = ""
+    summary: str = ""
+
+
+@frozen
+class _Teacher:
+    source: str = ""
+    stored: bool = False
+
+
+@frozen
+class Plan:
+    """``plan.json``."""
+
+    plugin: str
+    headline: _Headline
+    arms: list[_Arm] = field(validator=_some)
+    seeds: list[int] = field(validator=[_some, _counts])
+    plugins: list[_Plugin] = field(factory=list)
+    subject: str = "student"
+    usage: str = ""
+    teachers: dict[str, _Teacher] = field(factory=dict, validator=_names)
+    yardsticks: list[str] = field(factory=list, validator=_names)
+    stages: list[str] = field(factory=list, validator=_names)
+    data: dict[str, int] = field(factory=dict, validator=_counts)
+    started: str = ""
+
+
+@frozen
+class _Metric:
+    value: float | None
+    better: Better = "higher"
+    samples: Any = field(default=None, validator=_values_by_example)
+
+
+@frozen
+class _Row:
+    subject: str
+    split: str
+    metrics: dict[str, _Metric]
+    parameters: int | None = field(default=None, validator=_counts)
+    bytes: int | None = field(default=None, validator=_counts)
+    path: str | None = None
+
+
+@frozen
+class Evaluation:
+    """``evaluation.json``."""
+
+    rows: list[_Row]
+
+
+@frozen
+class DoneRecord:
+    """``done.json`` of a stage."""
+
+    steps: int | None = field(default=None, validator=_counts)
+    best_step: int | None = field(default=None, validator=_counts)
+    initial_hash: str | None = None
+    order_hash: str | None = None
+    weights_hash: str | None = None
+
+
+@frozen
+class LogRecord:
+    """A line of ``metrics.jsonl``."""
+
+    step: int = field(validator=_counts)
+    split: str = "train"
+    loss: float | None = None
+    terms: dict[str, float | None] = field(factory=dict)
+    metrics: dict[str, float | None] = field(factory=dict)
+    better: dict[str, Better] = field(factory=dict)
+
+
+@frozen
+class DataRecord:
+    """``data.json``."""
+
+    duplicates: int | None = field(default=None, validator=_counts)
+    leaks: list[str] = field(factory=list)
+    notes: list[str] = field(factory=list)
+
+
+@frozen
+class SamplesRecord:
+    """``samples.json``: a table of examples with the students' answers."""
+
+    title: str = "Samples"
+    columns: list[str] = field(factory=list)
+    rows: list[list[Any]] = field(factory=list)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    :raises InputError: when the file cannot be read, is not JSON, is no object, or is nested too deeply.
+    """
+    try:
+        value = read_json(path)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: no valid JSON ({reason}); restore or delete the file") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    _refuse_depth(value, path)
+    return value
+
+
+def _refuse_depth(value: Any, place: Path | str) -> None:
+    """Refuse what is nested deeper than any file of a run.
+
+    :raises InputError: it is; names the place.
+    """
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    raise InputError(f"{place}: nested more than {DEEPEST} levels deep; restore or delete the file")
+
+
+def structured(value: Any, kind: type[T], place: Path | str) -> T:
+    """A JSON value as an instance of an attrs class; keys that the class does not have are left out.
+
+    :raises InputError: a key is missing or its value has another type; names the place and the key.
+    """
+    try:
+        return converter.structure(_known(value, kind), kind)
+    except Exception as error:
+        mistake, _, key = cattrs.transform_error(error, path="", format_exception=_words)[0].rpartition(" @ ")
+        said = f"key {key.lstrip('.')!r} {mistake}" if key else mistake.removeprefix(INVALID)
+        raise InputError(f"{place}: {said}; is this file from `kdcore run`?") from None
+
+
+def structured_line(line: bytes, place: str) -> tuple[dict[str, Any], LogRecord]:
+    """A line of ``metrics.jsonl``, as it is and structured.
+
+    :raises InputError: it is no JSON object with a step, or has a value of another type; names the line.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or "step" not in record:
+        raise InputError(f"{place}: not a JSON object with a step; remove the line")
+    _refuse_depth(record, place)
+    return record, structured(record, LogRecord, place)
+
+
+def _known(value: Any, kind: Any) -> Any:
+    """The value without the keys that its class has not, also inside lists and tables."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if attrs.has(kind) and isinstance(value, Mapping):
+        attrs.resolve_types(kind)
+        return {f.name: _known(value[f.name], f.type) for f in attrs.fields(kind) if f.name in value}
+    if origin is list and isinstance(value, list):
+        return [_known(item, arguments[0]) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _known(item, arguments[1]) for key, item in value.items()}
+    return value
+
+
+def _words(error: BaseException, _: Any) -> str:
+    if isinstance(error, MismatchError):
+        expected = error.words.replace("a table", "an object").replace(f'"{UNSET}"', "null")
+        return f"is {show(error.value)}, but must be {expected}"
+    if isinstance(error, KeyError):
+        return "is missing"
+    return INVALID + " ".join(str(error).split())
