@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_model, save_model
 
 from kdcore.engine.evaluation import evaluate_subject
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.errors import PluginError
+from kdcore.errors import PluginError, RunError
 from kdcore.recipe import Metric
 
 if TYPE_CHECKING:
@@ -109,3 +110,18 @@ class Checks:
     def remove(self) -> None:
         """Remove the folder: the stage's own weights are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def require_finite(stage: str, step: int, losses: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+    """Stop before a loss or a weight that is not finite is saved, measured, or trained on.
+
+    :param losses: whether all losses so far were finite, bool, a scalar.
+    :raises RunError: one is not.
+    """
+    sound = bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all())
+    if not (sound and losses):
+        what = "a loss" if sound else "a weight"
+        raise RunError(
+            f"stage {stage!r}: {what} is not finite at step {step} or shortly before; "
+            "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
+        )

@@ -1,4 +1,4 @@
-"""One pass of a step: ask the plugins for their terms, weigh and add them."""
+"""The passes of a step: ask the plugins for their terms, weigh and add them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
 from kdcore.errors import PluginError, blaming
-from kdcore.recipe import LossTerm
+from kdcore.recipe import LossTerm, Stage
 
 AuthoredTerm = tuple[str, LossTerm]
 
@@ -102,6 +103,20 @@ def weighted_sum(
         values[f"{plugin}/{term.name}"] = scaled.detach()
         loss = weight * scaled if loss is None else loss + weight * scaled
     return loss, values
+
+
+def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) -> dict[str, float]:
+    """What the stage counts, summed over the step's micro-batches and over all processes."""
+    if stage.counts is None:
+        return {}
+    sums: dict[str, float] = {}
+    for batch in micro_batches:
+        for key, value in stage.counts(batch).items():
+            sums[key] = sums.get(key, 0.0) + float(value)
+    if accelerator.num_processes > 1:
+        tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=accelerator.device)
+        sums = dict(zip(sums, accelerator.reduce(tensor, "sum").tolist()))
+    return sums
 
 
 def detach_memo(memo: MutableMapping[str, Any]) -> None:

@@ -14,12 +14,12 @@ import torch
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
 from kdcore.engine.checkpoint import Checkpoints, TrainingState
-from kdcore.engine.checks import Checks
+from kdcore.engine.checks import Checks, require_finite
 from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.rounds import Rounds
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.engine.step import Passes, detach_memo, weighted_sum
+from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
 from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import JsonLines, write_json
 from kdcore.recipe import Example, Turn
@@ -184,7 +184,7 @@ class Training:
         self.run.step = state.step
         seed_everything(self._seed(number, state.step, "prepare"))
         micro_batches = [self._prepared(batch.to(self.accelerator.device)) for batch in micro_batches]
-        totals = self._totals(micro_batches)
+        totals = step_totals(self.stage, micro_batches, self.accelerator)
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
         progress = (number + (state.step - state.round_start) / max(steps, 1)) / self.rounds.count
         values: dict[str, torch.Tensor] = {}
@@ -226,18 +226,6 @@ class Training:
             return batch
         with torch.no_grad():
             return batch.joined(self.stage.prepare(self.run, self.models, batch))
-
-    def _totals(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
-        if self.stage.counts is None:
-            return {}
-        sums: dict[str, float] = {}
-        for batch in micro_batches:
-            for key, value in self.stage.counts(batch).items():
-                sums[key] = sums.get(key, 0.0) + float(value)
-        if self.run.world > 1:
-            tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
-            sums = dict(zip(sums, self.accelerator.reduce(tensor, "sum").tolist()))
-        return sums
 
     def _passes(
         self, turn: str, micro: int, batch: Batch, memo: dict[str, Any], portion: float, totals: Mapping[str, float]
@@ -343,19 +331,6 @@ class Training:
         if rate:
             self._logged["examples/s"] = rate
 
-    def _refuse_not_finite(self) -> None:
-        """Stop before a loss or a weight that is not finite is saved, measured, or trained on.
-
-        A gradient scaler skips the steps whose gradients overflow, so their losses are not counted.
-        """
-        weights = torch.stack([torch.isfinite(p).all() for chosen in self.trained.values() for _, p in chosen]).all()
-        if not (weights and (self.finite or self._scaler is not None)):
-            what = "a loss" if weights else "a weight"
-            raise RunError(
-                f"stage {self.stage.name!r}: {what} is not finite at step {self.state.step} or shortly before; "
-                "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
-            )
-
     def _trace_control(self) -> None:
         """Refuse, before anything is paid for, a comparison whose control would have nothing to train on."""
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
@@ -368,7 +343,7 @@ class Training:
         refusing = StageTeachers(self.run, self.stage, self.job.plugins, self.job.teachers.root, refuse=True)
         with torch.no_grad():
             batch = self._prepared(batch)
-            totals = self._totals([batch])
+            totals = step_totals(self.stage, [batch], self.accelerator)
             for turn in self.turns:
                 outputs = TeacherOutputs(refusing, batch, self.models)
                 passes = self._terms_of(turn, batch, {}, outputs, control=True, portion=1.0, totals=totals)
@@ -378,6 +353,11 @@ class Training:
                     )
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(buffers[name])
+
+    def _refuse_not_finite(self) -> None:
+        weights = [parameter for chosen in self.trained.values() for _, parameter in chosen]
+        losses = self.finite if self._scaler is None else torch.ones_like(self.finite)  # a scaler skips such steps
+        require_finite(self.stage.name, self.state.step, losses, weights)
 
     def _check(self) -> None:
         self._refuse_not_finite()

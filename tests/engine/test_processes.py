@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from kdcore.files import read_json
 
 SOFT_LABELS = Path(__file__).parents[1] / "methods" / "soft_labels.py"
-LAUNCHED = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"]
+LAUNCHED = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
 
 
 @pytest.mark.slow
@@ -23,7 +23,11 @@ def test_two_processes_train_as_one_does(execute, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     command = ["kdcore", "run", "--plugin", str(SOFT_LABELS), "--compare", "--device", "cpu", *chosen]
     done = subprocess.run(
-        [*LAUNCHED, *command, "--out", str(tmp_path / "both")], env=environment, capture_output=True, text=True
+        [*LAUNCHED, *command, "--out", str(tmp_path / "both")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "both" / "identity.json")["number of processes"] == 2
