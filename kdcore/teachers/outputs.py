@@ -94,7 +94,7 @@ class StageTeachers:
             teacher = self[name]
             assert teacher.store is not None
             sources = [self._fingerprint(source) for source in teacher.source.split(",") if source]
-            if not sources and not teacher.identity:
+            if not sources and not teacher.identity and teacher.build is not None:
                 sources = [hash_weights(self.module(name))]
             fingerprint = "\n".join([*sources, teacher.identity])
             self._stores[name] = Store.open(

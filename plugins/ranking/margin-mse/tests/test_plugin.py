@@ -159,9 +159,8 @@ def facts(folder: Path) -> dict[str, Any]:
     for arm in ("distill", "control"):
         evaluation = json.loads((folder / "arms" / arm / "seed-0" / "evaluation.json").read_text(encoding="utf-8"))
         [row] = evaluation["rows"]
-        quality = {metric: value for metric, value in row["metrics"].items() if "ms" not in metric.split()[-2:]}
-        hashes = {name: value for name, value in done(folder, arm).items() if name != "seconds"}
-        found[arm] = {**hashes, "quality": {name: quality[name] for name in quality if "latency" not in name}}
+        quality = {name: value for name, value in row["metrics"].items() if not {"ms", "latency_ms"} & {*name.split()}}
+        found[arm] = {**done(folder, arm), "seconds": 0, "quality": quality}
     return found
 
 
@@ -172,7 +171,7 @@ def test_a_killed_run_resumes_to_the_same_bits(command, tmp_path):
     moments = {
         "store": "store/*/rows-*.data",
         "training": "arms/distill/*/distil/metrics.jsonl",
-        "checkpoint": "arms/control/*/distil/checkpoints/step-*",
+        "best weights": "arms/control/*/distil/best/*",
         "evaluation": "arms/control/*/distil/done.json",
         "report": "result.json",
     }
