@@ -46,7 +46,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 def _public(argument: str) -> str:
     option, equals, value = argument.rpartition("=")
-    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+    return option + equals + (Path(value).name if len(Path(value).parts) > 1 else value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
