@@ -1,9 +1,15 @@
-"""What the tests of kdcore and of every plugin share: no network, and CUDA tests only where there is a device."""
+"""What the tests of kdcore and of every plugin share: no network, CUDA tests only where there is a device, kills."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +28,37 @@ def _cuda_is_available() -> bool:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not _cuda_is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[[Sequence[str]], subprocess.Popen[bytes]]:
+    """``start(arguments)`` runs the command line in a process of one thread, without output."""
+
+    def begin(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kdcore", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def killed_at(start: Callable[[Sequence[str]], subprocess.Popen[bytes]]) -> Callable[..., bool]:
+    """``killed_at(arguments, folder, moment, delay)`` starts a run in ``folder`` and kills it once ``moment`` (a glob
+    in the folder) exists and ``delay`` seconds have passed; False where it was over before.
+    """
+
+    def kill(arguments: Sequence[str], folder: Path, moment: str, delay: float = 0.0) -> bool:
+        process = start([*arguments, "--out", str(folder)])
+        while process.poll() is None and not list(folder.glob(moment)):
+            time.sleep(0.002)
+        time.sleep(delay)
+        running = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return running
+
+    return kill

@@ -15,7 +15,7 @@ from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
 from kdcore.engine.checkpoint import Checkpoints, TrainingState
 from kdcore.engine.checks import Checks, require_finite
-from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
+from kdcore.engine.loader import Order, StepLoader, fixed_item, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.rounds import Rounds
 from kdcore.engine.seeds import derive, seed_everything
@@ -338,7 +338,7 @@ class Training:
         advice = "declare an Arm(control=True) in the recipe, or run without --compare"
         if not examples:
             raise InputError(f"stage {self.stage.name!r}: without the teacher no training example remains; {advice}")
-        items = [self.data.item(example) for example in examples]
+        items = [fixed_item(self.data, example) for example in examples]
         batch = Batch((self.data.collate or pad)(items), examples, items).to(self.accelerator.device)
         refusing = StageTeachers(self.run, self.stage, self.job.plugins, self.job.teachers.root, refuse=True)
         with torch.no_grad():

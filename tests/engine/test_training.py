@@ -1,12 +1,7 @@
 """Whole small runs: what arms share, what accumulation and early stopping do, what a resume restores."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -141,23 +136,15 @@ def test_a_turn_that_trains_nothing_is_refused(execute, tmp_path):
         execute(plugins=(wrong,))
 
 
-RUN = [sys.executable, "-m", "kdcore", "run", "--plugin", str(SOFT_LABELS)]
-SETTINGS = ["--no-compare", "--set", "steps=60", "--set", "evaluate_every=20", "--set", "keep=best", "--device", "cpu"]
+SETTINGS = ["--set", "steps=60", "--set", "evaluate_every=20", "--set", "keep=best"]
+RUN = ["run", "--plugin", str(SOFT_LABELS), "--no-compare", "--device", "cpu", *SETTINGS]
 
 
-def killed_at(folder: Path, moment: str, delay: float) -> bool:
-    """Start a run, kill it once ``moment`` (a glob in the run folder) exists and ``delay`` has passed."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*RUN, *SETTINGS, "--out", str(folder)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not list(folder.glob(moment)):
-        time.sleep(0.002)
-    time.sleep(delay)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return running
+@pytest.fixture(scope="module")
+def never_killed(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert start([*RUN, "--out", str(folder)]).wait() == 0
+    return folder
 
 
 @pytest.mark.slow
@@ -174,23 +161,19 @@ def killed_at(folder: Path, moment: str, delay: float) -> bool:
         ("result.json", 0.0),  # the report
     ],
 )
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, moment, delay):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    whole = tmp_path / "whole"
-    subprocess.run([*RUN, *SETTINGS, "--out", str(whole)], env=environment, check=True, capture_output=True)
+def test_a_killed_run_resumes_to_the_same_bits(start, killed_at, never_killed, tmp_path, moment, delay):
     killed = tmp_path / "killed"
     for _ in range(5):
-        if killed_at(killed, moment, delay):
+        if killed_at(RUN, killed, moment, delay):
             break
         shutil.rmtree(killed)
     else:
         pytest.skip("the run was always over before it could be killed")
-    resume = [sys.executable, "-m", "kdcore", "run", "--resume", str(killed)]
-    subprocess.run(resume, env=environment, check=True, capture_output=True)
-    before, after = done(whole), done(killed)
+    assert start(["run", "--resume", str(killed)]).wait() == 0
+    before, after = done(never_killed), done(killed)
     before.pop("seconds"), after.pop("seconds")
     assert before == after
-    assert evaluated(killed) == evaluated(whole)
+    assert evaluated(killed) == evaluated(never_killed)
     for name in ("report.html", "result.json", "student/README.md"):
         assert (killed / name).read_text(encoding="utf-8")
 

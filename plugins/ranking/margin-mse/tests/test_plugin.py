@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,27 +127,6 @@ def command(beir_folder: Path, settings: list[str]) -> list[str]:
     return ["run", "--plugin", "margin-mse", "--compare", *place, *chosen]
 
 
-def kdcore(arguments: list[str]) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdcore", *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def killed_at(command: list[str], folder: Path, moment: str) -> bool:
-    """Start a run and kill it once ``moment`` (a glob in the run folder) exists; False where it was over before."""
-    process = kdcore([*command, "--out", str(folder)])
-    while process.poll() is None and not list(folder.glob(moment)):
-        time.sleep(0.002)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return running
-
-
 def facts(folder: Path) -> dict[str, Any]:
     """What has to be equal to the bit, by arm: weights, order, and the test's measures that are no times."""
     found = {}
@@ -165,9 +139,9 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(command, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(start, killed_at, command, tmp_path):
     whole = tmp_path / "whole"
-    assert kdcore([*command, "--out", str(whole)]).wait() == 0
+    assert start([*command, "--out", str(whole)]).wait() == 0
     moments = {
         "store": "store/*/rows-*.data",
         "training": "arms/distill/*/distil/metrics.jsonl",
@@ -183,6 +157,6 @@ def test_a_killed_run_resumes_to_the_same_bits(command, tmp_path):
             shutil.rmtree(killed)
         else:
             pytest.fail(f"{name}: the run was always over before it could be killed")
-        assert kdcore(["run", "--resume", str(killed)]).wait() == 0, name
+        assert start(["run", "--resume", str(killed)]).wait() == 0, name
         assert facts(killed) == facts(whole), name
         assert (killed / "report.html").stat().st_size > 10_000, name
