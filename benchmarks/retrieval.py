@@ -20,7 +20,7 @@ import ranking_tables
 import recording
 
 ARCHITECTURES = ("bert_dot", "colbert", "prett", "tk")
-STEPS = {"bert_dot": 200, "colbert": 100, "prett": 100, "tk": 200}
+STEPS = {"bert_dot": 300, "colbert": 100, "prett": 100, "tk": 200}
 LEARNING_RATES = {"bert_dot": 3e-4, "colbert": 3e-4, "prett": 3e-4, "tk": 1e-3}
 SETTINGS = {
     "layers": 2,

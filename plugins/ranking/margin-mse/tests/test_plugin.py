@@ -108,6 +108,18 @@ def test_the_controls_gradient_knows_no_teacher(beir_folder, tiny_bert, tiny_cro
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_every_seed_mines_the_same_triples(beir_folder, tiny_bert):
+    plugin = MarginMSE(student=tiny_bert, layers=1, validation_queries=2)
+    mined = []
+    for seed in (0, 1):
+        run = Run(folder=beir_folder, seed=seed, data_path=str(beir_folder))
+        [run.stage] = plugin.recipe(run).stages
+        run.data = Splits(plugin.splits(run))
+        mined.append([triple.id for triple in plugin.data_synth(run, run.stage, Models({}))])
+    assert mined[0]
+    assert mined[0] == mined[1]
+
+
 def test_method_and_control_at_the_same_weights_end_bit_equal_and_never_touch_a_teacher(run, tmp_path):
     joiner = tmp_path / "at_the_weights.py"
     joiner.write_text(AT_THE_WEIGHTS_OF_THE_CONTROL, encoding="utf-8")
