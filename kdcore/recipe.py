@@ -188,9 +188,9 @@ class Teacher:
     :param rows: ``rows(run, wanted)`` yields (example id, {output: array}) for the ids in ``wanted`` (others are
         ignored): a score file, read in a stream. Never evaluated itself.
     :param inplace: the teacher is the student's own forward: `teacher_outputs` receives the trained ``models``.
-    :param source: folder, file, hub name, or ``"stage/module"`` of an earlier stage (several joined by a comma);
-        hashed to fingerprint the teacher without loading it. Without it and ``identity`` a stored ``build`` is known
-        by the hash of its weights.
+    :param source: folder, file, hub name, ``package:MODULE`` (see `kdcore.model_source`) or ``"stage/module"`` of an
+        earlier stage (several joined by a comma); hashed to fingerprint the teacher without loading it. Without it
+        and ``identity`` a stored ``build`` is known by the hash of its weights.
     :param identity: anything else that its outputs depend on (scale, revision, prompt).
     :param key: ``key(example)`` returns the named values of an example that its outputs depend on; by default the
         stage's ``item``. Rows are found by its hash, so they outlive a change of student where the key knows none.

@@ -14,7 +14,8 @@ from tomlkit.items import Item, String
 
 from kdcore.files import write_text
 from kdcore.reports.folder import RunFolder
-from kdcore.reports.summary import Summary, comparison_line, number, parameters, ratio, size, summarise
+from kdcore.reports.summary import Summary, comparison_line, summarise
+from kdcore.reports.table import table_of
 
 __all__ = ["write_card", "write_cards"]
 
@@ -88,6 +89,7 @@ def write_card(summary: Summary, relative: str) -> Path:
             subject=subject,
             control=arm in run.controls,
             summary=summary,
+            table=table_of(summary),
             plan=plan,
             base=base,
             teachers={name: _without_folders(teacher["source"]) for name, teacher in plan["teachers"].items()},
@@ -159,10 +161,6 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "number": number,
-        "size": size,
-        "parameters": parameters,
-        "ratio": ratio,
         "line": comparison_line,
         "yaml": lambda value: json.dumps(value, ensure_ascii=False),
         "cell": lambda value: re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;"),

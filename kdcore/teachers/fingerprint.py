@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kdcore.errors import InputError
+from kdcore.model_source import resolve_source
 
 KEY_BYTES = 16
 Key = bytes
@@ -132,16 +133,17 @@ _LISTS = {list, tuple, np.ndarray}
 def fingerprint_path(source: str) -> str:
     """Fingerprint a model without loading it.
 
-    A folder counts with the names and the SHA-256 of all its files but hidden ones, a file with its SHA-256, a hub
-    name with the commit that it stands for now (the cached one where the hub cannot be reached).
+    A folder counts with the names and the SHA-256 of all its files but hidden ones, a file with its SHA-256,
+    ``package:MODULE`` with the folder that the package ships, a hub name with the commit that it stands for now (the
+    cached one where the hub cannot be reached).
 
-    :param source: a folder, a file or a hub name; several joined by commas.
+    :param source: a folder, a file, a hub name or ``package:MODULE``; several joined by commas.
     :return: 64 hexadecimal digits.
     :raises InputError: it is none of these.
     """
     digest = hashlib.sha256()
     for one in [source] if Path(source).exists() else source.split(","):
-        name = one.strip()
+        name = resolve_source(one.strip())
         path = Path(name)
         lines = _files(path) if name and path.exists() else [f"hub {name} {_commit(name)}"]
         for line in (f"source {len(lines)}", *lines):

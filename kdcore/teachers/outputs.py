@@ -93,7 +93,7 @@ class StageTeachers:
         if name not in self._stores:
             teacher = self[name]
             assert teacher.store is not None
-            sources = [self._fingerprint(source) for source in teacher.source.split(",") if source]
+            sources = [self._fingerprint(source.strip()) for source in teacher.source.split(",") if source.strip()]
             if not sources and not teacher.identity and teacher.build is not None:
                 sources = [hash_weights(self.module(name))]
             fingerprint = "\n".join([*sources, teacher.identity])

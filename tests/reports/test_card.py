@@ -21,7 +21,7 @@ def test_every_student_has_a_card_that_the_hub_can_read(run_folder):
 
 def test_the_card_tells_the_result_and_how_to_load(run_folder):
     text = write_cards(run_folder)[0].read_text()
-    for kind in ("| teacher (large) | 0.960 |", "| control | 0.", "| student (distill) | 0."):
+    for kind in ("| teacher: large | control (3 seeds) |", "| accuracy ↑ | 0.960 | 0."):
         assert kind in text
     assert "**Distillation helped.**" in text
     assert "distill - control: accuracy +" in text

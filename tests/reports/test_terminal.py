@@ -13,16 +13,19 @@ def printed(folder, *, width, terminal):
     return stream.getvalue()
 
 
-def test_plain_output_keeps_each_subject_on_one_line(run_folder):
-    lines = printed(run_folder, width=80, terminal=False).splitlines()
-    assert lines[0].split()[0] == "accuracy"
-    assert any("student: distill (3 seeds)" in line and "288 B" in line and "faster" in line for line in lines)
+def test_plain_output_keeps_each_figure_on_one_line(run_folder):
+    lines = printed(run_folder, width=40, terminal=False).splitlines()
+    assert lines[0].split("  ")[-1] == "student: distill (3 seeds)"
+    assert lines[1].startswith("accuracy ↑")
+    assert any(line.startswith("on disk") and "4.1 kB" in line and line.endswith("288 B") for line in lines)
+    assert any(line.startswith("than teacher") and line.endswith("faster") for line in lines)
     assert any(line.startswith("distill - control: accuracy +") and "steps (300)" in line for line in lines)
 
 
 def test_a_wide_terminal_shows_the_table(run_folder):
-    text = printed(run_folder, width=160, terminal=True)
-    assert any("teacher: large" in line and "4.1 kB" in line for line in text.splitlines())
+    lines = printed(run_folder, width=160, terminal=True).splitlines()
+    assert "teacher: large" in lines[0]
+    assert any(line.startswith("on disk") and "4.1 kB" in line and "288 B" in line for line in lines)
 
 
 def test_a_narrow_terminal_shows_blocks_that_fit(run_folder):

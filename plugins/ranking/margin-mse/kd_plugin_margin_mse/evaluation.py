@@ -24,7 +24,6 @@ from kd_plugin_margin_mse.rerank import (
     token_rows,
 )
 from kd_plugin_margin_mse.search import write_search_folder
-from kd_plugin_margin_mse.sources import resolve_source
 from kd_plugin_margin_mse.students.base import RankingStudent
 from kd_plugin_margin_mse.teachers import PairTeacher
 from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
@@ -53,11 +52,6 @@ class Settings:
     depth: int
     relevant_from: int
     index: Literal["flat", "hnsw", "ivfpq"]
-
-
-def local_sources(teacher: str) -> list[str]:
-    """The folders or hub names behind the comma-separated sources of a teacher."""
-    return [resolve_source(source.strip()) for source in teacher.split(",")]
 
 
 def bm25_candidates(run: Run, queries: Sequence[Example], depth: int) -> Rankings:

