@@ -20,10 +20,10 @@ from kdcore.config import Configuration, RunOptions, to_toml
 from kdcore.data.splits import Inspection, Splits, inspect_splits
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
 from kdcore.engine.identity import Sources, check_identity, environment
-from kdcore.engine.plan import CONTROL, METHOD, Plan, describe, make_plan, plan_to_json, plugins_of, recipe_of
+from kdcore.engine.plan import CONTROL, METHOD, STUDENT, Plan, describe, make_plan, plan_to_json, plugins_of, recipe_of
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder
+from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder, subject_folder
 from kdcore.engine.tracking import event_log, tracker
 from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import locked, read_json, write_json, write_text
@@ -225,7 +225,7 @@ class Experiment:
 
     def _student_folder(self, arm: Arm, seed: int) -> Path:
         alone = len(self.plan.arms) == 1 and len(self.plan.seeds) == 1
-        return (self.folder if alone else self._arm_folder(arm, seed)) / "student"
+        return (self.folder if alone else self._arm_folder(arm, seed)) / STUDENT
 
     def _run_of(self, arm: Arm, seed: int) -> Run:
         return Run(
@@ -313,9 +313,9 @@ class Experiment:
     def _test(self, stage: Stage, plugins: Plugins, run: Run, arm: Arm, seed: int) -> None:
         """Measure the student (or each merged target) on test, once, and write the arm's evaluation."""
         folder = stage_folder(self.folder, run.folder, seed, stage)
-        student_folder = self._student_folder(arm, seed)
         rows = []
         for subject in [target.name for target in stage.targets] if stage.targets else [stage.subject]:
+            student_folder = subject_folder(self._student_folder(arm, seed), stage, subject)
             model = load_subject(run, stage, folder, subject)
             seed_everything(derive(seed, stage.name, subject, "test"))
             self.progress.line(f"{arm.name} seed {seed}: testing the {subject}")

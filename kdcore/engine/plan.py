@@ -21,6 +21,7 @@ from kdcore.recipe import Arm, Recipe, Stage
 from kdcore.run import Run
 
 METHOD = "distill"
+STUDENT = "student"
 CONTROL = Arm("control", control=True)
 
 
@@ -74,6 +75,8 @@ def recipe_of(plugins: Plugins, run: Run) -> Recipe:
     for kind, name in _names(recipe):
         if not is_name(name):
             raise PluginError(f"plugin {plugins.owner} names {kind} {name!r}, which must be {RULE}")
+    if any(stage.name == STUDENT for stage in recipe.stages):
+        raise PluginError(f"plugin {plugins.owner} names a stage {STUDENT!r}, as the folder of the finished student is")
     return recipe
 
 

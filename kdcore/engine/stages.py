@@ -112,8 +112,7 @@ class StageJob:
         for target in self.stage.targets:
             module = self.run.load(target.skeleton(self.run), f"{self.stage.name}/{target.name}")
             models = Models(torch.nn.ModuleDict({target.name: module}))
-            alone = len(self.stage.targets) == 1
-            with self._written(self.student_folder if alone else self.student_folder / target.name) as folder:
+            with self._written(subject_folder(self.student_folder, self.stage, target.name)) as folder:
                 save_subject(self.run, evolve(self.stage, subject=target.name), models, folder)
 
     def _written(self, folder: Path) -> Any:
@@ -121,6 +120,11 @@ class StageJob:
         if self.run.rank == 0:
             return replacing(folder)
         return _ScratchFolder()
+
+
+def subject_folder(student_folder: Path, stage: Stage, subject: str) -> Path:
+    """Where a subject of the last stage is saved: of several targets, each in a folder of its own."""
+    return student_folder / subject if stage.targets and len(stage.targets) > 1 else student_folder
 
 
 class _ScratchFolder(tempfile.TemporaryDirectory[str]):

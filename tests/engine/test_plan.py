@@ -93,6 +93,17 @@ def test_a_name_that_can_name_no_file_is_refused(kind, name, monkeypatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stage_named_as_the_students_folder_is_refused(monkeypatch):
+    def recipe(self, run):
+        stage = Stage(name="student", loop=lambda *_: [], build=lambda run: {})
+        return Recipe(stages=[stage], data=lambda run: SPLITS, headline="f1")
+
+    configuration = configured()
+    monkeypatch.setattr(type(configuration.plugins["method"]), "recipe", hookimpl(recipe))
+    with pytest.raises(PluginError, match="names a stage 'student', as the folder of the finished student is"):
+        make_plan(configuration, Run(folder=Path()))
+
+
 def test_a_name_that_only_another_arms_recipe_has_is_refused(monkeypatch):
     def recipe(self, run):
         name = "distil" if self.steps == 10 else "../x"

@@ -49,6 +49,16 @@ def test_hook_merge_weights_leaves_the_target_where_users_look(execute, joiner):
     assert all(torch.equal(saved[name], merged[name]) for name in merged)
 
 
+def test_each_of_several_targets_has_a_folder_of_its_own(execute, joiner):
+    target = 'Target("student", ["first/student", "second/student"], lambda run: stage.build(run)["student"])'
+    both = AVERAGE.replace(target, f'[attrs.evolve({target}, name=name) for name in ("mean", "again")]')
+    folder = execute("steps=2", plugins=joiner(both.replace("targets=[target]", "targets=target")))
+    rows = read_json(folder / "arms" / "distill" / "seed-0" / "evaluation.json")["rows"]
+    assert {row["subject"]: row["path"] for row in rows} == {"mean": "student/mean", "again": "student/again"}
+    for row in rows:
+        assert row["bytes"] == (folder / row["path"] / "model.safetensors").stat().st_size
+
+
 def test_hook_merge_weights_asks_the_newest_joiner_first(execute, joiner):
     zeros = """
     @hookimpl
