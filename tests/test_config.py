@@ -9,9 +9,10 @@ import pytest
 from attrs import frozen
 
 from kdcore import hookimpl, option
-from kdcore.config import Configuration, RunOptions, configure, read_run, settings_of, to_toml
+from kdcore.config import Configuration, RunOptions, configure, read_run, settings_of
 from kdcore.errors import InputError, PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo
+from kdcore.toml import to_toml
 
 
 @frozen(kw_only=True)

@@ -32,8 +32,9 @@ Examples:
 @debug_option
 def config(name: str, joiners: tuple[str, ...], file: Path | None, overrides: tuple[str, ...]) -> None:
     """Print the complete configuration of the plugin NAME (a name, a domain or a file) as documented TOML."""
-    from kdcore.config import configure, to_toml
+    from kdcore.config import configure
     from kdcore.plugins import load
+    from kdcore.toml import to_toml
 
     loaded = [load(reference) for reference in (name, *joiners)]
     click.echo(to_toml(configure(loaded, file, overrides), documented=True), nl=False)

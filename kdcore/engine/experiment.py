@@ -16,7 +16,7 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
-from kdcore.config import Configuration, RunOptions, to_toml
+from kdcore.config import Configuration, RunOptions
 from kdcore.data.splits import Inspection, Splits, inspect_splits
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
 from kdcore.engine.identity import Sources, check_identity, environment
@@ -31,6 +31,7 @@ from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Example, Recipe, Stage
 from kdcore.run import Run
 from kdcore.teachers.outputs import StageTeachers
+from kdcore.toml import to_toml
 
 BEFORE_THE_START = {".lock", "events.log", "data.json", "identity.json"}
 

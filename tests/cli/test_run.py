@@ -9,7 +9,8 @@ import pytest
 
 import kdcore.engine
 from kdcore.cli import main
-from kdcore.config import settings_of, to_toml
+from kdcore.config import settings_of
+from kdcore.toml import to_toml
 
 
 @pytest.fixture
