@@ -14,7 +14,7 @@ from tomlkit.items import Item, String
 
 from kdcore.files import write_text
 from kdcore.reports.folder import RunFolder
-from kdcore.reports.summary import Summary, comparison_line, summarise
+from kdcore.reports.summary import Summary, compared_pairs, difference_line, fairness, summarise
 from kdcore.reports.table import table_of
 
 __all__ = ["write_card", "write_cards"]
@@ -94,6 +94,7 @@ def write_card(summary: Summary, relative: str) -> Path:
             base=base,
             teachers={name: _without_folders(teacher["source"]) for name, teacher in plan["teachers"].items()},
             entries=entries,
+            fair=compared_pairs(entries),
             usage=plan["usage"].replace("{folder}", f"{run.name}/{relative}").strip(),
             location=f"{run.name}/{relative}",
             configuration=configuration(run.text("config.toml")),
@@ -161,7 +162,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "line": comparison_line,
+        "line": difference_line,
+        "fairness": fairness,
         "yaml": lambda value: json.dumps(value, ensure_ascii=False),
         "cell": lambda value: re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;"),
     }

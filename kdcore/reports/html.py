@@ -17,6 +17,7 @@ from kdcore.reports.result import verdict
 from kdcore.reports.summary import (
     Summary,
     commands,
+    compared_pairs,
     fairness,
     number,
     p_value,
@@ -77,7 +78,7 @@ def report_of(summary: Summary) -> Path:
             run=run,
             plan=run.plan,
             entries=entries,
-            fair=_fair(entries),
+            fair=compared_pairs(entries),
             forest=_forest(summary, entries),
             curves=_loss_plots(run, records) + _validation_plots(run, records),
             samples=run.optional("samples.json"),
@@ -216,14 +217,6 @@ def _terms_in_words(panels: dict[str, Any]) -> str:
         return ""
     differ = len({tuple(curve.label for curve in curves) for curves in panels.values()}) > 1
     return " and each of its terms" + ("; the loss of arms with different terms cannot be compared" if differ else "")
-
-
-def _fair(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Once for each pair of arms and subject: what was the same in both."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for entry in entries:
-        found.setdefault((entry["arm"], entry["against"], entry["subject"]), entry)
-    return list(found.values())
 
 
 def _forest(summary: Summary, entries: list[dict[str, Any]]) -> Plot | None:

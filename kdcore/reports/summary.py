@@ -14,7 +14,19 @@ from attrs import frozen
 from kdcore.reports.folder import Evaluated, RunFolder, open_run
 from kdcore.reports.result import result_of, verdict
 
-__all__ = ["Line", "Summary", "commands", "comparison_line", "fairness", "number", "p_value", "size", "summarise"]
+__all__ = [
+    "Line",
+    "Summary",
+    "commands",
+    "compared_pairs",
+    "comparison_line",
+    "difference_line",
+    "fairness",
+    "number",
+    "p_value",
+    "size",
+    "summarise",
+]
 
 FAIR = {"initial_weights": "initial weights", "order": "order", "steps": "steps"}
 
@@ -192,11 +204,16 @@ def summarise(folder: Path) -> Summary:
 
 
 def comparison_line(entry: dict[str, Any]) -> str:
-    """One entry of ``comparison`` as a line: difference, interval, p, seeds, and what is equal in both arms."""
+    """One entry of ``comparison`` as a line: `difference_line` and `fairness`."""
+    return f"{difference_line(entry)}; {fairness(entry)}"
+
+
+def difference_line(entry: dict[str, Any]) -> str:
+    """One entry of ``comparison`` as a line: difference, interval, p and seeds."""
     subject = "" if entry["subject"] == "student" else f" [{entry['subject']}]"
     head = f"{entry['arm']} - {entry['against']}{subject}: {entry['tested']}"
     if entry["difference"] is None:
-        return f"{head} not finite, not compared; {fairness(entry)}"
+        return f"{head} not finite, not compared"
     interval = ""
     if entry["ci95"] is not None:
         low, high = entry["ci95"]
@@ -204,7 +221,15 @@ def comparison_line(entry: dict[str, Any]) -> str:
     elif entry["spread"] is not None:
         interval = f" ± {number(entry['spread'])} over seeds, no values by example to test"
     difference, seeds = number(entry["difference"], sign=True), _count(entry["seeds"], "seed")
-    return f"{head} {difference}{interval}, {seeds}; {fairness(entry)}"
+    return f"{head} {difference}{interval}, {seeds}"
+
+
+def compared_pairs(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first entry of each pair of arms and subject: what `fairness` tells is the same for all their metrics."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for entry in entries:
+        found.setdefault((entry["arm"], entry["against"], entry["subject"]), entry)
+    return list(found.values())
 
 
 def fairness(entry: dict[str, Any]) -> str:
