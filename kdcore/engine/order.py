@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 BATCHES_PER_BUCKET = 50
+BUCKETS = 4
 
 
 def epoch_batches(
@@ -14,9 +15,10 @@ def epoch_batches(
 ) -> list[np.ndarray]:
     """The batches of one epoch: index arrays of ``batch_size`` examples each.
 
-    With ``lengths``, examples are shuffled, cut into buckets of 50 batches, sorted by length within a bucket and the
-    batches shuffled again, so that a batch holds similar lengths but its company changes every epoch. The
-    incomplete last batch is left out (its examples come again in another epoch) unless it is the only one.
+    Examples are shuffled, and what does not fill a last batch is left out (other examples in every epoch) unless it
+    is all there is. With ``lengths``, the rest is cut into buckets of at most 50 batches and at most a quarter of the
+    epoch, sorted by length within a bucket, and the batches are shuffled again: a batch holds similar lengths, but its
+    company changes every epoch.
 
     :param count: number of examples in the pool.
     :param seed: derived from the run's seed, the stage, the round and the epoch.
@@ -26,15 +28,15 @@ def epoch_batches(
     order = generator.permutation(count)
     if count <= batch_size:
         return [order] if count else []
-    whole = count - count % batch_size
+    batches = order[: count - count % batch_size].reshape(-1, batch_size)
     if lengths is None:
-        return list(order[:whole].reshape(-1, batch_size))
+        return list(batches)
     known = np.asarray(lengths)
-    size = BATCHES_PER_BUCKET * batch_size
-    buckets = [order[start : start + size] for start in range(0, count, size)]
+    size = min(BATCHES_PER_BUCKET, max(1, len(batches) // BUCKETS)) * batch_size
+    kept = batches.reshape(-1)
+    buckets = [kept[start : start + size] for start in range(0, len(kept), size)]
     by_length = np.concatenate([bucket[np.argsort(known[bucket], kind="stable")] for bucket in buckets])
-    batches = by_length[:whole].reshape(-1, batch_size)
-    return list(batches[generator.permutation(len(batches))])
+    return list(by_length.reshape(-1, batch_size)[generator.permutation(len(batches))])
 
 
 def share(indices: np.ndarray, parts: int) -> list[np.ndarray]:

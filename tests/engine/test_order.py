@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcore.engine.order import BATCHES_PER_BUCKET, epoch_batches, share
+from kdcore.engine.order import BATCHES_PER_BUCKET, BUCKETS, epoch_batches, share
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(0, 2**40), st.booleans())
@@ -23,10 +23,19 @@ def test_the_order_depends_on_the_seed_alone():
 
 
 def test_buckets_hold_similar_lengths():
-    lengths = np.random.default_rng(0).integers(1, 1000, 16 * BATCHES_PER_BUCKET)
+    lengths = np.random.default_rng(0).integers(1, 1000, 16 * BATCHES_PER_BUCKET * BUCKETS)
     spread = [np.ptp(lengths[batch]) for batch in epoch_batches(len(lengths), 16, 1, lengths)]
     unsorted = [np.ptp(lengths[batch]) for batch in epoch_batches(len(lengths), 16, 1)]
     assert np.mean(spread) < 0.1 * np.mean(unsorted)
+
+
+@pytest.mark.parametrize("count", [35, 100, 1000])
+def test_no_example_is_left_out_for_its_length_and_batches_change(count):
+    lengths = np.arange(count)
+    epochs = [epoch_batches(count, 16, seed, lengths) for seed in range(60)]
+    assert set(np.concatenate([np.concatenate(batches) for batches in epochs]).tolist()) == set(range(count))
+    companies = [{frozenset(batch.tolist()) for batch in batches} for batches in epochs[:2]]
+    assert companies[0] != companies[1]
 
 
 def test_the_left_out_examples_change_with_the_epoch():
