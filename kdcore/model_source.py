@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcore.errors import InputError
 
-__all__ = ["resolve_source"]
+__all__ = ["refuse_missing", "resolve_source"]
 
 PACKAGE = "package:"
 
@@ -36,3 +36,12 @@ def resolve_source(source: str) -> str:
     if not folder.is_dir():
         raise InputError(f"{source}: {folder} is not there; reinstall {name.replace('_', '-')}")
     return str(folder)
+
+
+def refuse_missing(source: str) -> None:
+    """Refuse a source that is written as a path and is none; a name of ``owner/model`` may be a hub's.
+
+    :raises InputError: there is no such file or folder.
+    """
+    if (source.startswith(("/", ".", "~")) or source.count("/") > 1) and not Path(source).exists():
+        raise InputError(f"{source}: no such file or folder; name one that is there, or a hub name")

@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -251,6 +252,13 @@ class _Part:
         return self._name
 
 
+def _source(method: Any) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(method))
+    except (OSError, TypeError):  # no file holds it
+        return f"{method.__module__}.{method.__qualname__}"
+
+
 def _implementations(cls: type[Any]) -> dict[str, Mapping[str, Any]]:
     """Method name to pluggy's options of every method marked with ``hookimpl``."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -281,6 +289,7 @@ class Plugins:
         self._plain: dict[str, _Part] = {}
         self._hooks: dict[str, set[str]] = {}
         self._wrapping: dict[str, list[str]] = {}
+        self._methods: dict[str, list[Any]] = {}
         self._authors: dict[tuple[str, Any], str] = {}
         self._callers: dict[tuple[str, str], Any] = {}
         self._trace = os.environ.get("KDCORE_TRACE", "") not in ("", "0")
@@ -300,6 +309,7 @@ class Plugins:
             else:
                 plain[attribute] = method
                 self._hooks[name].add(hook)
+            self._methods.setdefault(hook, []).append(method)
             self._authors[hook, inspect.unwrap(getattr(method, "__func__", method)).__code__] = name
         self._plain[name] = _Part(name, plain)
         try:
@@ -313,6 +323,11 @@ class Plugins:
     def implementers(self, hook: str) -> list[str]:
         """The plugins with a plain implementation of the hook: the owner, then the joiners in order."""
         return [name for name in self.names if hook in self._hooks[name]]
+
+    def source_of(self, hook: str) -> str:
+        """The code of everybody's implementations and wrappers of a hook, without comments and blank lines."""
+        lines = [line.rstrip() for method in self._methods.get(hook, ()) for line in _source(method).splitlines()]
+        return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
 
     def newest_first(self, hook: str) -> list[str]:
         """The same plugins, the newest joiner first and the owner last."""

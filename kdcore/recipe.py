@@ -279,7 +279,8 @@ class Target:
 
     :param name: its subject name.
     :param sources: what `merge_weights` reads: ``"stage/module"`` or folders.
-    :param skeleton: ``skeleton(run)`` builds the module on the meta device; names and shapes are checked against it.
+    :param skeleton: ``skeleton(run)`` builds the module; names and shapes are checked against it, built on the meta
+        device.
     :param options: anything else for `merge_weights`.
     """
 

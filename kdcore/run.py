@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,7 @@ class Run:
     :ivar stage: the stage being run.
     :ivar round: of synthesis, from 0.
     :ivar step: optimiser steps done in the stage.
+    :ivar micro: the micro-batch of the step on this rank, from 0.
     :ivar limit: ``--max-steps``, or None.
     :ivar device: where modules and batches live.
     :ivar rank: this process among ``world``.
@@ -65,6 +67,7 @@ class Run:
         self.stage: Stage | None = None
         self.round = 0
         self.step = 0
+        self.micro = 0
         self.memo: dict[str, Any] = {}
         self.data: Splits
         self.stage_folders: dict[str, Path] = {}
@@ -76,16 +79,19 @@ class Run:
         from kdcore.engine.seeds import derive
 
         stage = self.stage.name if self.stage else ""
-        return derive(self.seed, stage, self.round, self.step, name, self.rank if own else -1)
+        place = (self.rank, self.micro) if own else ()
+        return derive(self.seed, stage, self.round, self.step, name, *place)
 
     def rng(self, name: str, *, own: bool = False) -> np.random.Generator:
-        """A numpy generator for this point of the run, equal on all ranks unless ``own``."""
+        """A numpy generator for this step: the same on all ranks and for all micro-batches, or with ``own`` different
+        for each.
+        """
         import numpy as np
 
         return np.random.default_rng(self._seed(name, own))
 
     def generator(self, name: str, *, own: bool = False) -> torch.Generator:
-        """A torch generator on the run's device for this point of the run, equal on all ranks unless ``own``."""
+        """As `rng`, a torch generator on the run's device."""
         import torch
 
         return torch.Generator(self.device).manual_seed(self._seed(name, own))
@@ -128,19 +134,22 @@ class Run:
 
         :param examples: a split's name, or examples.
         :param fn: returns named tensors, example on axis 0.
-        :param item: in place of the stage's ``Data.item``.
+        :param item: in place of the stage's ``Data.item`` and ``Data.collate``.
         :param length: in place of the stage's ``Data.length``; with ``item``, by default the number of values.
         :returns: for each example, output name to array (bfloat16 as float32).
         """
+        from kdcore.data.padding import pad
+        from kdcore.engine.loader import fixed_item
         from kdcore.engine.predict import predict
 
         chosen = self.data[examples] if isinstance(examples, str) else examples
         data = self.stage.data if self.stage else None
+        collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = pad
         if item is None:
             if data is None:
                 raise ValueError("predict needs item= in a stage without data")
-            item, length = data.item, length or data.length
-        return predict(self, model, chosen, fn, item, length, batch_size)
+            item, length, collate = partial(fixed_item, data), length or data.length, data.collate or pad
+        return predict(self, model, chosen, fn, item, length, batch_size, collate)
 
     # Facts
 

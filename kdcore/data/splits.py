@@ -30,6 +30,7 @@ class Splits(Mapping[str, Sequence[Example]]):
     def __init__(self, splits: Mapping[str, Sequence[Example]]) -> None:
         self._splits = dict(splits)
         self._sealed: dict[str, str] = {}
+        self._evaluated: dict[tuple[str, ...], dict[str, str]] = {}
         self.memo: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Sequence[Example]:
@@ -66,6 +67,23 @@ class Splits(Mapping[str, Sequence[Example]]):
             yield
         finally:
             self._sealed = before
+
+    def evaluated_as(self, example: Example, identity: Sequence[str]) -> str:
+        """``"validation"`` or ``"test"`` where an example there equals this one, sealed or not; else ``""``.
+
+        :param identity: the fields whose equality (case and white space aside) makes two examples one; none: no two
+            are.
+        """
+        fields = tuple(identity)
+        if not fields:
+            return ""
+        if fields not in self._evaluated:
+            self._evaluated[fields] = {
+                _identity(other, fields): name
+                for name in ("validation", "test")
+                for other in self._splits.get(name, ())
+            }
+        return self._evaluated[fields].get(_identity(example, fields), "")
 
     def fingerprint(self) -> str:
         """A sha256 over every example (of evenly spaced ones in splits of more than 100,000)."""

@@ -56,8 +56,12 @@ class Checkpoints:
         optimizers: Mapping[str, torch.optim.Optimizer],
         scaler: torch.amp.GradScaler | None,
     ) -> None:
-        """Write ``step-N`` and then remove its predecessors."""
+        """Write ``step-N`` and then remove its predecessors. One that is there stays: a round may end where it was
+        written, and a resumption from it closes the round again.
+        """
         target = self.folder / f"step-{state.step}"
+        if target.exists():
+            return
         with replacing(target) as temporary:
             save_model(modules, str(temporary / "models.safetensors"))
             optimizer_states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}

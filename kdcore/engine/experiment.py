@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,21 @@ from kdcore.config import Configuration, RunOptions
 from kdcore.data.splits import Inspection, Splits, inspect_splits
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
 from kdcore.engine.identity import Sources, check_identity, environment
-from kdcore.engine.plan import CONTROL, METHOD, STUDENT, Plan, describe, make_plan, plan_to_json, plugins_of, recipe_of
+from kdcore.engine.models import StepModule
+from kdcore.engine.new_folder import has_results, make_folder, new_folder
+from kdcore.engine.plan import (
+    CONTROL,
+    METHOD,
+    STUDENT,
+    Plan,
+    describe,
+    make_plan,
+    plan_to_json,
+    plugins_of,
+    recipe_of,
+    refuse_idle_patience,
+    refuse_missing_sources,
+)
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder, subject_folder
@@ -33,8 +46,6 @@ from kdcore.run import Run
 from kdcore.teachers.outputs import StageTeachers
 from kdcore.toml import to_toml
 
-BEFORE_THE_START = {".lock", "events.log", "data.json", "identity.json"}
-
 
 def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     """Run a configuration to its end, or go on with the run in ``resume``; returns the run folder.
@@ -43,7 +54,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     """
     check_device(configuration.run)
     first = PartialState(cpu=configuration.run.device == "cpu").is_main_process
-    folder = Path(broadcast_object_list([str(resume or _made(new_folder(configuration))) if first else ""])[0])
+    folder = Path(broadcast_object_list([str(resume or make_folder(new_folder(configuration))) if first else ""])[0])
     transformers.utils.logging.disable_progress_bar()
     begun = False
     try:
@@ -62,22 +73,18 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     return folder
 
 
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}); name a folder that can") from None
-    return folder
-
-
 def dry_run(configuration: Configuration) -> None:
     """Check everything that can be checked without loading a model, and print the plan."""
     check_device(configuration.run)
     new_folder(configuration)
     run = Run(folder=Path(), seed=configuration.run.seed, data_path=configuration.run.data)
     plan = make_plan(configuration, run)
-    seed_everything(derive(run.seed, "data"))
+    seed_everything(derive("data"))
     splits, found = open_data(plan.recipe, run, next(iter(configuration.plugins)))
+    refuse_idle_patience(plan.stages, splits)
+    for stage in plan.stages:
+        for teacher in stage.teachers.values():
+            refuse_missing_sources(teacher.source, plan.stages)
     progress = Progress()
     for line in describe(plan, splits, configuration):
         progress.line(line)
@@ -113,37 +120,12 @@ def open_data(recipe: Recipe, run: Run, owner: str) -> tuple[Splits, Inspection]
         return splits, inspect_splits(splits, recipe.identity)
 
 
-def new_folder(configuration: Configuration) -> Path:
-    """The folder that ``--out`` names, which must be new or empty, or a new one under ``runs/``."""
-    owner = next(iter(configuration.plugins))
-    if not configuration.run.out:
-        return Path("runs") / f"{owner}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(configuration.run.out)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {folder}: is a file; name a folder")
-        inside = list(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be read ({error.strerror}); name another folder") from None
-    if any(path.name not in BEFORE_THE_START or path.is_dir() for path in inside):
-        resumable = (folder / "config.toml").is_file()
-        resume = f"go on with: kdcore run --resume {shlex.quote(str(folder))}, or " if resumable else ""
-        raise InputError(f"--out {folder}: is not empty; {resume}name a new folder")
-    return folder
-
-
 def as_given(reference: str) -> str:
     """A plugin's reference as a user types it: a file below the current folder as ``./method.py``."""
     path = Path(reference)
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         return f"./{path.relative_to(Path.cwd())}"
     return reference
-
-
-def has_results(folder: Path) -> bool:
-    """Whether a run folder holds what a resumption would save: stored teacher outputs, a checkpoint, a done stage."""
-    patterns = ("store/*/rows-*.index", "**/checkpoints/step-*", "**/done.json")
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 class Experiment:
@@ -161,9 +143,9 @@ class Experiment:
         )
         self.progress = Progress(quiet=not self.accelerator.is_main_process)
         self.plan: Plan = make_plan(configuration, self._run_of(Arm(METHOD), 0))
-        self.sources = Sources(folder)
+        self.sources = Sources(folder, writes=self.accelerator.is_main_process)
         self._splits: dict[str, Splits] = {}
-        self._bounds: dict[int, Sequence[int] | None] = {}
+        self._bounds: dict[tuple[int, str], Sequence[int]] = {}
 
     # The run
 
@@ -171,6 +153,7 @@ class Experiment:
         """Open the data, compare them and the configuration with those of an earlier start, and write the plan."""
         first = not (self.folder / "plan.json").exists()
         splits = self._data(self._run_of(self.plan.arms[0], self.options.seed), self.plan.recipe, self.plan.arms[0])
+        refuse_idle_patience(self.plan.stages, splits)
         check_identity(self.folder, self._resolved(), splits, self.accelerator)
         if self.accelerator.is_main_process:
             write_text(self.folder / "config.toml", to_toml(self._resolved()))
@@ -256,9 +239,9 @@ class Experiment:
 
     def _arm(self, arm: Arm, seed: int) -> None:
         folder = self._arm_folder(arm, seed)
-        last = self.plan.stages[-1].name
         if (folder / "evaluation.json").exists():
-            self._bounds.setdefault(seed, self._steps(folder, seed, last) if arm.name == METHOD else None)
+            if arm.name == METHOD:
+                self._bind(folder, seed)
             return
         run, plugins = self._run_of(arm, seed), plugins_of(self.configuration, arm)
         recipe = recipe_of(plugins, run)
@@ -268,13 +251,14 @@ class Experiment:
             for stage in stages:
                 self._stage(stage, stages[-1], recipe, plugins, run, arm, seed, track)
         if arm.name == METHOD:
-            self._bounds[seed] = self._steps(folder, seed, last)
+            self._bind(folder, seed)
         self._test(stages[-1], plugins, run, arm, seed)
 
-    def _steps(self, folder: Path, seed: int, name: str) -> Sequence[int] | None:
-        stage = next(stage for stage in self.plan.stages if stage.name == name)
-        steps: list[int] = read_json(stage_folder(self.folder, folder, seed, stage) / "done.json")["round_steps"]
-        return steps or None
+    def _bind(self, folder: Path, seed: int) -> None:
+        """Bind every other arm to the steps per round of the method's arm, stage by stage."""
+        for stage in self.plan.stages:
+            if stage.turns is not None and not stage.shared:
+                self._bounds[seed, stage.name] = read_json(folder / stage.name / "done.json")["round_steps"]
 
     def _stage(
         self, stage: Stage, last: Stage, recipe: Recipe, plugins: Plugins, run: Run, arm: Arm, seed: int, track: Any
@@ -284,7 +268,7 @@ class Experiment:
         if not (folder / "done.json").exists():
             own = not stage.shared
             control = own and self._is_automatic_control(arm)
-            bound = self._bounds.get(seed) if own and stage is last and arm.name != METHOD else None
+            bound = self._bounds.get((seed, stage.name)) if own and arm.name != METHOD else None
             store = Path(self.options.store) if self.options.store else self.folder / "store"
             run_stage(
                 StageJob(
@@ -320,7 +304,10 @@ class Experiment:
             model = load_subject(run, stage, folder, subject)
             seed_everything(derive(seed, stage.name, subject, "test"))
             self.progress.line(f"{arm.name} seed {seed}: testing the {subject}")
-            metrics = evaluate_subject(plugins, run, stage, model, subject, "test") if self._has_test(run) else {}
+            metrics = {}
+            if self._has_test(run):
+                with self._as_in_training(run, subject, model):
+                    metrics = evaluate_subject(plugins, run, stage, model, subject, "test")
             rows.append(
                 {
                     "subject": subject,
@@ -334,6 +321,18 @@ class Experiment:
         if self.accelerator.is_main_process:
             write_json(run.folder / "evaluation.json", {"rows": rows})
         self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _as_in_training(self, run: Run, subject: str, model: torch.nn.Module) -> Iterator[None]:
+        """Let `Run.predict` run in a prepared module, so that test and validation have the same precision."""
+        module = StepModule({subject: model})
+        self.accelerator.prepare_model(module, evaluation_mode=True)
+        run.attach(module)
+        try:
+            yield
+        finally:
+            run.attach(None)
+            self.accelerator.free_memory()
 
     def _has_test(self, run: Run) -> bool:
         return "test" in run.data and len(run.data["test"]) > 0

@@ -77,10 +77,11 @@ class Sources:
     """The hashes of the teachers' sources: written when one is first read, compared ever after.
 
     :param folder: the run folder; they stand in its ``sources.json``.
+    :param writes: whether this process writes them; all others only compare.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "sources.json"
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self._path, self._writes = folder / "sources.json", writes
 
     def hash(self, source: str) -> str:
         """The hash of a source's contents.
@@ -90,7 +91,8 @@ class Sources:
         found = fingerprint_path(source)
         known: dict[str, str] = read_json(self._path) if self._path.exists() else {}
         if source not in known:
-            write_json(self._path, {**known, source: found})
+            if self._writes:
+                write_json(self._path, {**known, source: found})
         elif known[source] != found:
             raise InputError(
                 f"{self._path.parent}: the teacher's source {source} has changed since the run began; put it back, or "

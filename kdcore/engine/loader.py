@@ -61,6 +61,18 @@ class Order(Sampler[list[Request]]):
             self._epoch = (epoch, epoch_batches(self.count, self.stage.batch_size, seed, self.lengths))
         return self._epoch[1][position], epoch
 
+    def drawn(self) -> list[int]:
+        """The examples that any step before ``stop`` reads, in the pool's order."""
+        per_epoch = steps_per_epoch(self.count, self.stage.batch_size)
+        if self.stop >= per_epoch and self.count % self.stage.batch_size == 0:
+            return list(range(self.count))
+        read = np.zeros(self.count, dtype=bool)
+        for step in range(self.stop):
+            read[self.step(step)[0]] = True
+            if step % per_epoch == 0 and read.all():
+                break
+        return [int(index) for index in np.flatnonzero(read)]
+
     def __iter__(self) -> Iterator[list[Request]]:
         for step in range(self.start, self.stop):
             indices, epoch = self.step(step)

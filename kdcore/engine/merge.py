@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kdcore.errors import InputError, PluginError, blaming
-from kdcore.files import replacing, write_json
 from kdcore.recipe import Target
 
 if TYPE_CHECKING:
@@ -68,12 +67,12 @@ def merge(job: StageJob) -> None:
     """Write every target of the stage to ``models/NAME.safetensors``."""
     began = time.monotonic()
     assert job.stage.targets is not None
-    with replacing(job.folder / "models") as folder:
+    with job.written(job.folder / "models") as folder:
         for target in job.stage.targets:
             save_file(_merged(job, target), folder / f"{target.name}.safetensors", metadata={"format": "pt"})
     job.save_targets()
     facts = {"steps": 0, "round_steps": [], "initial_hash": "", "order_hash": "", "weights_hash": "", "best_step": 0}
-    write_json(job.folder / "done.json", {**facts, "seconds": round(time.monotonic() - began, 3)})
+    job.finish({**facts, "seconds": round(time.monotonic() - began, 3)})
 
 
 def _blamed(stream: Iterable[NamedTensor], plugin: str) -> Iterator[NamedTensor]:

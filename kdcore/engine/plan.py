@@ -14,7 +14,8 @@ from attrs import frozen
 from kdcore.config import Configuration
 from kdcore.data.splits import Splits
 from kdcore.engine.stages import ordered
-from kdcore.errors import PluginError
+from kdcore.errors import InputError, PluginError
+from kdcore.model_source import refuse_missing, resolve_source
 from kdcore.names import RULE, is_name
 from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Recipe, Stage
@@ -78,6 +79,32 @@ def recipe_of(plugins: Plugins, run: Run) -> Recipe:
     if any(stage.name == STUDENT for stage in recipe.stages):
         raise PluginError(f"plugin {plugins.owner} names a stage {STUDENT!r}, as the folder of the finished student is")
     return recipe
+
+
+def refuse_idle_patience(stages: Sequence[Stage], splits: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a patience that nothing counts against.
+
+    :raises InputError: a stage has patience, but no validation check, or a single one at its end.
+    """
+    for stage in stages:
+        if not stage.patience:
+            continue
+        rounds = stage.data.synth.rounds if stage.data and stage.data.synth else 1
+        if not len(splits.get("validation", ())):
+            raise InputError(f"stage {stage.name!r}: patience needs a validation split, and the data has none")
+        if not stage.evaluate_every and rounds == 1:
+            raise InputError(f"stage {stage.name!r}: patience counts validation checks: set evaluate_every too")
+
+
+def refuse_missing_sources(source: str, stages: Sequence[Stage]) -> None:
+    """Refuse the sources of a teacher that can be seen to be missing without asking a hub.
+
+    :raises InputError: a path without a file or folder, or a package that is not installed.
+    """
+    made = {stage.name for stage in stages}
+    for name in filter(None, map(str.strip, source.split(","))):
+        if name.partition("/")[0] not in made:
+            refuse_missing(resolve_source(name))
 
 
 def _names(recipe: Recipe) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def evaluating(*modules: torch.nn.Module) -> Any:
+def in_eval_mode(*modules: torch.nn.Module) -> Iterator[None]:
     """Put modules into eval mode for the block, and each of their submodules back as it was."""
     before = [(module, module.training) for root in modules for module in root.modules()]
     for root in modules:
         root.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+    """`in_eval_mode`, and without gradient."""
+    with in_eval_mode(*modules), torch.no_grad():
+        yield
 
 
 def predict(
@@ -39,6 +45,7 @@ def predict(
     item: Callable[[Example], Mapping[str, Any]],
     length: Callable[[Example], float] | None,
     batch_size: int,
+    collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] = pad,
 ) -> list[dict[str, np.ndarray[Any, Any]]]:
     """See `kdcore.Run.predict`. Items are made a window of 64 batches at a time and sorted by length within it."""
     rows: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
@@ -51,7 +58,7 @@ def predict(
             order = np.argsort(np.asarray(sizes), kind="stable")
             batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
             for indices in batches[run.rank :: run.world]:
-                batch = Batch(pad([items[i] for i in indices]), [chunk[i] for i in indices]).to(run.device)
+                batch = Batch(collate([items[i] for i in indices]), [chunk[i] for i in indices]).to(run.device)
                 outputs = run.call(model, lambda called, batch=batch: fn(called, batch))  # type: ignore[misc]
                 arrays = {name: _array(value) for name, value in outputs.items()}
                 for position, index in enumerate(indices):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdcore.engine.models import Models
+from kdcore.engine.predict import in_eval_mode
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import PluginError
 from kdcore.recipe import Example, Metric
@@ -53,21 +55,37 @@ class Rounds:
         synth = self.data.synth
         paths = [self.job.folder / "rounds" / f"{n}.jsonl" for n in range(number + 1)] if synth else []
         if synth is not None and not paths[-1].exists():
-            with self.job.run.data.sealed("validation", "test", when="inside data_synth"):
-                streams = self._streams(models, validate)
-                examples = list(draw(streams, take=synth.take, control=self.job.control))
+            earlier = (paths[-synth.window :] if synth.window else paths)[:-1]
+            known = pool_of(self._split(self.job.control), earlier, synth)
+            with self._drawing(models):
+                streams, control = self._streams(models, validate), self.job.control
+                examples = list(draw(streams, take=synth.take, control=control, known=known, leaks=self._leaks))
             if self.job.run.rank == 0:
                 seal(paths[-1], examples)
             self.job.accelerator.wait_for_everyone()
         return pool_of(self._split(self.job.control), paths, synth)
+
+    @contextlib.contextmanager
+    def _drawing(self, models: Models) -> Iterator[None]:
+        """What `data_synth` runs in: modules in eval mode, validation and test sealed."""
+        sealed = self.job.run.data.sealed("validation", "test", when="inside data_synth")
+        with in_eval_mode(*models.values()), sealed:
+            yield
+
+    def _leaks(self, example: Example) -> bool:
+        """Whether a drawn example equals one of validation or test; it is left out, and the event log says so."""
+        split = self.job.run.data.evaluated_as(example, self.job.recipe.identity)
+        if split:
+            self.job.run.log(f"data_synth: left out {example.id!r}, which equals an example of {split}")
+        return bool(split)
 
     def control_examples(self, count: int, models: Models, validate: Validate) -> list[Example]:
         """The first examples that the control would train on; nothing is kept."""
         split = itertools.islice(self._split(True) or (), count)
         if self.data.synth is None:
             return list(split)
-        with self.job.run.data.sealed("validation", "test", when="inside data_synth"):
-            drawn = draw(self._streams(models, validate), take=count, control=True)
+        with self._drawing(models):
+            drawn = draw(self._streams(models, validate), take=count, control=True, leaks=self._leaks)
             return list(itertools.islice(itertools.chain(split, drawn), count))
 
     def _split(self, control: bool) -> Sequence[Example] | None:

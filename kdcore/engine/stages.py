@@ -94,14 +94,20 @@ class StageJob:
     workers: int = 0
     log_every: int = 10
 
+    def finish(self, done: Mapping[str, Any]) -> None:
+        """Write ``done.json``, with which the stage is over for all processes."""
+        if self.run.rank == 0:
+            write_json(self.folder / "done.json", done)
+        self.accelerator.wait_for_everyone()
+
     def save(self, models: Models) -> None:
         """Write the stage's modules, and its subject for its users where this is the last stage."""
-        with self._written(self.folder / "models") as folder:
+        with self.written(self.folder / "models") as folder:
             for name, module in models.items():
                 save_model(module, str(folder / f"{name}.safetensors"))
         if self.student_folder is not None:
             seed_everything(derive(self.run.seed, self.stage.name, "save"))
-            with self._written(self.student_folder) as folder:
+            with self.written(self.student_folder) as folder:
                 save_subject(self.run, self.stage, models, folder)
 
     def save_targets(self) -> None:
@@ -112,10 +118,10 @@ class StageJob:
         for target in self.stage.targets:
             module = self.run.load(target.skeleton(self.run), f"{self.stage.name}/{target.name}")
             models = Models(torch.nn.ModuleDict({target.name: module}))
-            with self._written(subject_folder(self.student_folder, self.stage, target.name)) as folder:
+            with self.written(subject_folder(self.student_folder, self.stage, target.name)) as folder:
                 save_subject(self.run, evolve(self.stage, subject=target.name), models, folder)
 
-    def _written(self, folder: Path) -> Any:
+    def written(self, folder: Path) -> Any:
         """The folder, replaced when all is written; ranks but the first write to a folder that is thrown away."""
         if self.run.rank == 0:
             return replacing(folder)
@@ -149,7 +155,8 @@ def run_stage(job: StageJob) -> None:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with blaming(f"in stage {job.stage.name!r} of plugin {job.plugins.owner}"):
+        unseen = job.run.data.sealed("test", when="in training")
+        with unseen, blaming(f"in stage {job.stage.name!r} of plugin {job.plugins.owner}"):
             if job.stage.turns is not None:
                 Training(job).train()
             elif job.stage.targets is not None:
@@ -175,7 +182,7 @@ def _run_loop(job: StageJob) -> None:
     job.save(models)
     figures = {metric.name: float(metric.value) for metric in metrics}
     done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
-    write_json(job.folder / "done.json", {"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
+    job.finish({"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
 
 
 def load_subject(run: Run, stage: Stage, folder: Path, subject: str) -> torch.nn.Module:

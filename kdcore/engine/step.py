@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import Any
 
 import torch
+from accelerate.utils.operations import recursively_apply
 
 from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
@@ -120,7 +121,6 @@ def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) 
 
 
 def detach_memo(memo: MutableMapping[str, Any]) -> None:
-    """After a pass its graph is gone: keep the tensors' values only."""
+    """After a pass its graph is gone: keep the values alone of its tensors, in tuples, lists and mappings too."""
     for key, value in memo.items():
-        if isinstance(value, torch.Tensor):
-            memo[key] = value.detach()
+        memo[key] = recursively_apply(torch.Tensor.detach, value)

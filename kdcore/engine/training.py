@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,9 @@ from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.rounds import Rounds
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
+from kdcore.engine.trainable import Trainable
 from kdcore.errors import InputError, PluginError, RunError
-from kdcore.files import JsonLines, write_json
+from kdcore.files import JsonLines
 from kdcore.recipe import Example, Turn
 from kdcore.teachers.outputs import StageTeachers, TeacherOutputs
 
@@ -47,14 +47,12 @@ class Training:
         self.rounds = Rounds(job)
         seed_everything(self._seed("build"))
         self.module = StepModule(self.stage.build(self.run))
-        self.names = {id(p): name.removeprefix("models.") for name, p in self.module.named_parameters()}
-        self.trained = {name: self._trained_by(name, turn) for name, turn in self.turns.items()}
+        self.trainable = Trainable(self.module, self.turns)
         self.state = TrainingState(initial_hash=hash_weights(self.module))
-        self.module.requires_grad_(False)
-        optimizers = [turn.optimizer(self.trained[name]) for name, turn in self.turns.items()]
-        self._thaw_all()
+        optimizers = [turn.optimizer(self.trainable.by_turn[name]) for name, turn in self.turns.items()]
         self.wrapped, *prepared = self.accelerator.prepare(self.module, *optimizers)
         self.optimizers = dict(zip(self.turns, prepared))
+        self._reset_scaler()
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
         self.run.attach(self.module)
         self.models = Models(self.module.models)
@@ -67,31 +65,6 @@ class Training:
 
     def _seed(self, *parts: int | str) -> int:
         return derive(self.run.seed, self.stage.name, *parts)
-
-    def _trained_by(self, name: str, turn: Turn) -> list[tuple[str, torch.nn.Parameter]]:
-        chosen = [
-            (self.names[id(p)], p)
-            for p in self.module.parameters()
-            if any(fnmatch(self.names[id(p)], pattern) for pattern in turn.trains)
-        ]
-        if not chosen:
-            some = ", ".join(list(self.names.values())[:3])
-            raise PluginError(f"turn {name!r} trains {list(turn.trains)}, which matches no parameter ({some}, ...)")
-        return chosen
-
-    def _thaw_all(self) -> None:
-        for chosen in self.trained.values():
-            for _, parameter in chosen:
-                parameter.requires_grad_(True)
-
-    def _train_mode(self) -> None:
-        """Train mode, but eval mode for every submodule in which nothing is trained."""
-        trained = {id(p) for chosen in self.trained.values() for _, p in chosen}
-        self.module.train()
-        for submodule in self.module.modules():
-            parameters = list(submodule.parameters())
-            if parameters and not any(id(p) in trained for p in parameters):
-                submodule.eval()
 
     # The loop
 
@@ -131,20 +104,20 @@ class Training:
                 f"in {self.run.world} processes; lower accumulate, or give it more examples"
             )
         steps = self._steps_of_round(number, len(pool))
-        with self.run.data.sealed("test", when="in training"):
-            if not self.job.control:
-                self.job.teachers.fill(pool, self.job.progress)
-            began, first_step = time.monotonic(), state.step
-            elapsed = state.seconds
-            for indices, micro_batches in [] if state.stopped else self._batches(pool, steps):
-                self._step(pool, indices, micro_batches, number, steps)
-                state.seconds = elapsed + time.monotonic() - began
-                if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
-                    self._check()
-                if state.step % self.stage.checkpoints == 0:
-                    self._checkpoint()
-                if state.stopped:
-                    break
+        order = Order(self.stage, pool, self._seed(number), self.run.rank, self.run.world, 0, steps)
+        if not self.job.control:
+            self.job.teachers.fill([pool[i] for i in order.drawn()], self.job.progress)
+        first_step, began = state.step, time.monotonic()
+        for indices, micro_batches in [] if state.stopped else self._batches(order, pool):
+            self._step(pool, indices, micro_batches, number, steps)
+            state.seconds += time.monotonic() - began
+            if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
+                self._check()
+            if state.step % self.stage.checkpoints == 0:
+                self._checkpoint()
+            began = time.monotonic()
+            if state.stopped:
+                break
         if not state.history or state.history[-1][0] != state.step:
             self._check()
         state.round_steps.append(state.step - state.round_start)
@@ -163,16 +136,14 @@ class Training:
             steps = min(steps, self.run.limit - self.state.round_start)
         return steps
 
-    def _batches(self, pool: Sequence[Example], steps: int) -> Iterator[tuple[Any, list[Batch]]]:
-        done = self.state.step - self.state.round_start
-        run = self.run
-        order = Order(self.stage, pool, self._seed(self.state.round), run.rank, run.world, done, steps)
+    def _batches(self, order: Order, pool: Sequence[Example]) -> Iterator[tuple[Any, list[Batch]]]:
+        done = order.start = self.state.step - self.state.round_start
         pin = self.accelerator.device.type == "cuda"
         loader = StepLoader(order, pool, self.data, self.job.workers, pin=pin)
         title = f"{self.job.title}" + (f" round {self.state.round + 1}" if self.rounds.count > 1 else "")
-        self._train_mode()
+        self.trainable.train_mode()
         self._logged: dict[str, float] = {}
-        with self.job.progress.bar(title, steps) as bar:
+        with self.job.progress.bar(title, order.stop) as bar:
             bar.start_at(done)
             for step in loader:
                 yield step
@@ -182,29 +153,35 @@ class Training:
     def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int) -> None:
         state = self.state
         self.run.step = state.step
-        seed_everything(self._seed(number, state.step, "prepare"))
-        micro_batches = [self._prepared(batch.to(self.accelerator.device)) for batch in micro_batches]
+        micro_batches = [
+            self._prepared(batch.to(self.accelerator.device), micro) for micro, batch in enumerate(micro_batches)
+        ]
         totals = step_totals(self.stage, micro_batches, self.accelerator)
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
-        progress = (number + (state.step - state.round_start) / max(steps, 1)) / self.rounds.count
+        outputs = [TeacherOutputs(self.job.teachers, batch, self.models) for batch in micro_batches]
+        middle_of_the_step = (state.step - state.round_start + 0.5) / steps
+        progress = (number + middle_of_the_step) / self.rounds.count
+        last = list(self.turns)[-1]
         values: dict[str, torch.Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)
         report: dict[str, dict[str, float]] = {"learning_rate": {}, "gradient_norm": {}}
         log_now = (state.step + 1) % self.job.log_every == 0 or state.step == 0
         for name, turn in self.turns.items():
             optimizer = self.optimizers[name]
-            for other, chosen in self.trained.items():
-                for _, parameter in chosen:
-                    parameter.requires_grad_(other == name)
+            self.trainable.thaw(name)
             optimizer.zero_grad(set_to_none=True)
             for micro, batch in enumerate(micro_batches):
                 portion = len(batch) / len(indices)
                 with self._synchronised(micro == len(micro_batches) - 1):
-                    loss, found = self._passes(name, micro, batch, memos[micro], portion, totals)
+                    loss, found = self._passes(name, micro, batch, memos[micro], outputs[micro], portion, totals)
                     total += loss
                     for key, value in found.items():
-                        values[key] = values[key] + value if key in values else value
-            norm = self._clip(turn, optimizer, self.trained[name])
+                        label = key if len(self.turns) == 1 else f"{key} ({name})"
+                        values[label] = values[label] + value if label in values else value
+                if name == last:
+                    memos[micro].clear()
+                    outputs[micro].clear()
+            norm = self._clip(turn, optimizer, self.trainable.by_turn[name])
             factor = turn.schedule(progress) if turn.schedule else 1.0
             for group, rate in zip(optimizer.param_groups, self.rates[name]):
                 group["lr"] = rate * factor
@@ -213,7 +190,7 @@ class Training:
                 report["learning_rate"][name] = self.rates[name][0] * factor
                 if norm is not None:
                     report["gradient_norm"][name] = float(norm)
-        self._thaw_all()
+        self.trainable.thaw()
         state.step += 1
         ids = "\x1f".join(pool[index].id or str(index) for index in indices)
         state.order_hash = hashlib.sha256(f"{state.order_hash}\n{ids}".encode()).hexdigest()
@@ -221,17 +198,27 @@ class Training:
         if log_now:
             self._log(total, values, report, len(indices))
 
-    def _prepared(self, batch: Batch) -> Batch:
+    def _prepared(self, batch: Batch, micro: int = 0) -> Batch:
         if self.stage.prepare is None:
             return batch
+        self.run.micro = micro
+        seed_everything(self._seed(self.run.round, self.run.step, "prepare", micro, self.run.rank))
         with torch.no_grad():
             return batch.joined(self.stage.prepare(self.run, self.models, batch))
 
     def _passes(
-        self, turn: str, micro: int, batch: Batch, memo: dict[str, Any], portion: float, totals: Mapping[str, float]
+        self,
+        turn: str,
+        micro: int,
+        batch: Batch,
+        memo: dict[str, Any],
+        outputs: TeacherOutputs,
+        portion: float,
+        totals: Mapping[str, float],
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Run every pass of one micro-batch forward and backward; returns the loss and the values of all terms."""
-        outputs = TeacherOutputs(self.job.teachers, batch, self.models)
+        self.run.micro = micro
+        outputs.new_turn()
         values: dict[str, torch.Tensor] = {}
         total: torch.Tensor | None = None
         passes = self._terms_of(
@@ -300,6 +287,12 @@ class Training:
         scaler: torch.amp.GradScaler | None = self.accelerator.scaler
         return scaler
 
+    def _reset_scaler(self) -> None:
+        """Begin with the scale of a new scaler: accelerate keeps one for all stages, arms and seeds."""
+        if self._scaler is not None:
+            fresh = torch.amp.GradScaler(self.accelerator.device.type).state_dict()
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": fresh["scale"], "_growth_tracker": 0})
+
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or self.run.world == 1:
             return contextlib.nullcontext()
@@ -355,9 +348,8 @@ class Training:
                 buffer.copy_(buffers[name])
 
     def _refuse_not_finite(self) -> None:
-        weights = [parameter for chosen in self.trained.values() for _, parameter in chosen]
         losses = self.finite if self._scaler is None else torch.ones_like(self.finite)  # a scaler skips such steps
-        require_finite(self.stage.name, self.state.step, losses, weights)
+        require_finite(self.stage.name, self.state.step, losses, self.trainable.parameters)
 
     def _check(self) -> None:
         self._refuse_not_finite()
@@ -387,10 +379,9 @@ class Training:
             "seconds": round(state.seconds, 3),
         }
         self.job.save(self.models)
+        self.job.finish(done)
         if self.run.rank == 0:
-            write_json(self.job.folder / "done.json", done)
             self.checkpoints.remove()
             self.checks.remove()
-        self.accelerator.wait_for_everyone()
         self.run.attach(None)
         return done

@@ -171,14 +171,20 @@ def _shared_metrics(rows: list[Evaluated]) -> list[str]:
 
 
 def _hashes(run: RunFolder, arm: str, control: str, seed: int) -> dict[str, Any]:
-    """Both sides' hashes and steps in the last stage that both finished (merging has neither order nor weights)."""
-    sides: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    """Both sides' hashes and steps in the stages that both finished (merging has neither order nor weights).
+
+    Of several stages: the last one's, but for what differs in an earlier one.
+    """
+    found: dict[str, Any] = {key: [None, None] for key in HASHES}
     for stage in reversed(run.stages):
         ours, theirs = run.done(arm, seed, stage), run.done(control, seed, stage)
-        if ours and theirs and ours.get("initial_hash"):
-            sides = (ours, theirs)
-            break
-    return {"seed": seed} | {key: [side.get(name) for side in sides] for key, name in HASHES.items()}
+        if not (ours and theirs and ours.get("initial_hash")):
+            continue
+        for key, name in HASHES.items():
+            pair = [ours.get(name), theirs.get(name)]
+            if found[key] == [None, None] or (found[key][0] == found[key][1] and pair[0] != pair[1]):
+                found[key] = pair
+    return {"seed": seed, **found}
 
 
 def _all_equal(pairs: list[list[Any]]) -> bool | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kdcore.data.splits import example_from_json, example_to_json
@@ -13,13 +13,22 @@ from kdcore.files import write_text
 from kdcore.recipe import Example, Synth
 
 
-def draw(streams: Iterable[tuple[str, Iterable[Example]]], *, take: int | None, control: bool) -> Iterator[Example]:
+def draw(
+    streams: Iterable[tuple[str, Iterable[Example]]],
+    *,
+    take: int | None,
+    control: bool,
+    known: Iterable[Example] = (),
+    leaks: Callable[[Example], bool] = lambda example: False,
+) -> Iterator[Example]:
     """Chain the streams of all plugins and stop after ``take`` examples; each stream is closed.
 
     :param streams: (plugin, lazy stream) pairs.
     :param control: drop the examples that carry a teacher's knowledge.
+    :param known: the examples that the new ones join: an id must be new among them.
+    :param leaks: whether an example equals one that the student is evaluated on: these are dropped.
     """
-    seen: set[str] = set()
+    seen = {example.id for example in known}
     accepted = 0
     for plugin, stream in streams:
         if not isinstance(stream, Iterable):
@@ -29,10 +38,11 @@ def draw(streams: Iterable[tuple[str, Iterable[Example]]], *, take: int | None, 
             for example in _blamed(iterator, plugin):
                 if not isinstance(example, Example):
                     raise PluginError(f"data_synth of plugin {plugin} gave a {type(example).__name__}, not an Example")
-                if control and example.teacher:
+                if (control and example.teacher) or leaks(example):
                     continue
                 if not example.id or example.id in seen:
-                    raise PluginError(f"data_synth of plugin {plugin} gave the id {example.id!r} twice or empty")
+                    place = f"data_synth of plugin {plugin}"
+                    raise PluginError(f"{place} gave the id {example.id!r}, which is empty or already in the pool")
                 seen.add(example.id)
                 yield example
                 accepted += 1

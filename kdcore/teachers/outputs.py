@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class StageTeachers:
             if build is None:
                 raise PluginError(f"teacher {name!r} has no module of its own")
             self.run.log(f"loading teacher {name}")
+            if not self[name].store:
+                self._fingerprints(self[name])
             seed_everything(derive("teacher", name))
             with blaming(f"while teacher {name!r} was built"):
                 module = build(self.run).to(self.run.device)
@@ -93,22 +96,26 @@ class StageTeachers:
         if name not in self._stores:
             teacher = self[name]
             assert teacher.store is not None
-            sources = [self._fingerprint(source.strip()) for source in teacher.source.split(",") if source.strip()]
+            sources = self._fingerprints(teacher)
             if not sources and not teacher.identity and teacher.build is not None:
                 sources = [hash_weights(self.module(name))]
-            fingerprint = "\n".join([*sources, teacher.identity])
+            code = "" if teacher.rows else self.plugins.source_of("teacher_outputs")
+            fingerprint = "\n".join([*sources, teacher.identity, hashlib.sha256(code.encode()).hexdigest()])
             self._stores[name] = Store.open(
                 self.root, name=name, fingerprint=fingerprint, schema=teacher.store, writer=self.run.rank
             )
         return self._stores[name]
 
-    def _fingerprint(self, source: str) -> str:
-        """The hash of a source's contents; ``"stage/module"`` is the file that the finished stage left."""
-        made_here = source.partition("/")[0] in self.run.stage_folders
-        return fingerprint_path(str(self.run.source(source))) if made_here else self.hash_source(source)
+    def _fingerprints(self, teacher: Teacher) -> list[str]:
+        """The hash of each source's contents; ``"stage/module"`` is the file that the finished stage left."""
+        found = []
+        for source in filter(None, map(str.strip, teacher.source.split(","))):
+            made_here = source.partition("/")[0] in self.run.stage_folders
+            found.append(fingerprint_path(str(self.run.source(source))) if made_here else self.hash_source(source))
+        return found
 
     def fill(self, pool: Sequence[Example], progress: Progress) -> None:
-        """Compute and store every missing row of every stored teacher, in the pool's order.
+        """Compute and store every missing row of every stored teacher, in the order of ``pool``.
 
         A killed fill goes on with the batches that it would have made: rows are made durable batch by batch, and a
         row's bits may depend on the batch it is computed in.
@@ -221,13 +228,26 @@ class TeacherOutputs:
     def __init__(self, teachers: StageTeachers, batch: Batch, models: Models) -> None:
         self._teachers, self._batch, self._models = teachers, batch, models
         self._outputs: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._freed: set[str] = set()
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """``teacher["NAME/output"]``: detached, on the run's device, zero-padded where rows are ragged."""
-        return self.live(key).detach()
+        return self._output(key).detach()
 
     def live(self, key: str) -> torch.Tensor:
-        """As above, with its graph where the teacher is in place."""
+        """As above, with its graph where the teacher is in place, up to the end of the pass that first asks for it.
+
+        :raises PluginError: the backward of an earlier pass has freed the graph.
+        """
+        name = key.partition("/")[0]
+        if name in self._freed:
+            raise PluginError(
+                f"student_loss asked for teacher.live({key!r}), whose graph the backward of an earlier pass has freed: "
+                f"ask in the pass that first touches {name!r}, or take teacher[{key!r}]"
+            )
+        return self._output(key)
+
+    def _output(self, key: str) -> torch.Tensor:
         name, _, output = key.partition("/")
         if self._teachers.refuse:
             raise PluginError(
@@ -255,10 +275,20 @@ class TeacherOutputs:
         return {output: tensor.to(device) for output, tensor in columns.items()}
 
     def drop_graph(self) -> None:
-        """Forget outputs computed in place: their graph was freed by the backward pass."""
+        """Keep the values alone of what was computed in place: its graph was freed by the backward pass."""
         for name in list(self._outputs):
             if self._teachers[name].inplace:
                 self._outputs[name] = {key: value.detach() for key, value in self._outputs[name].items()}
+                self._freed.add(name)
+
+    def clear(self) -> None:
+        """Forget everything: the batch is done."""
+        self._outputs.clear()
+
+    def new_turn(self) -> None:
+        """Forget what was computed in place: the turn before has moved the weights."""
+        self._outputs = {name: found for name, found in self._outputs.items() if not self._teachers[name].inplace}
+        self._freed.clear()
 
 
 def _first_of_each(keys: Sequence[bytes], positions: Iterable[int]) -> list[int]:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +35,7 @@ import attrs
 import numpy as np
 
 from kdcore.errors import InputError, KDCoreError, RunError
+from kdcore.names import RULE, is_name
 from kdcore.recipe import Row
 from kdcore.teachers.fingerprint import KEY_BYTES, Key, fingerprint_path, row_key
 from kdcore.teachers.layout import Column, Layout, as_tensors, collate
@@ -75,14 +75,14 @@ class Store:
     def open(cls, root: Path, *, name: str, fingerprint: str, schema: Mapping[str, Row], writer: int = 0) -> Self:
         """Open the store of one teacher and schema under ``root``, made if it does not exist.
 
-        :param name: begins the folder's name: letters, digits, dots, dashes and underscores.
+        :param name: begins the folder's name (see `kdcore.names`).
         :param fingerprint: anything that changes with the teacher (see `fingerprint_path`).
         :param schema: output name to `Row`, as in ``Teacher.store``.
         :param writer: this process's number among those that append.
         :raises InputError: a file of the store is damaged, belongs to another teacher or schema, or cannot be made.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise InputError(f"teacher name {name!r}: use letters, digits, dots, dashes and underscores")
+        if not is_name(name):
+            raise InputError(f"teacher name {name!r} must be {RULE}")
         if not schema:
             raise InputError(f"teacher {name!r}: its store names no outputs; give store={{output: Row()}}")
         rows = {output: _described(schema[output]) for output in sorted(schema)}

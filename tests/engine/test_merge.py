@@ -10,7 +10,7 @@ from torch import nn
 from kdcore import InputError, Run, Stage, Target
 from kdcore.engine.merge import LazyTensors, merge, source_tensors
 from kdcore.errors import PluginError
-from kdcore.files import read_json
+from kdcore.files import read_json, replacing, write_json
 
 
 @pytest.fixture
@@ -31,6 +31,8 @@ def job(tmp_path, source, answer):
         stage=Stage(name="merge", targets=targets),
         folder=tmp_path / "merge",
         save_targets=lambda: None,
+        written=replacing,
+        finish=lambda done: write_json(tmp_path / "merge" / "done.json", done),
         plugins=SimpleNamespace(
             newest_first=lambda hook: ["joiner"],
             ask=lambda plugin, hook, *, sources, **_: answer(sources[str(source)]),

@@ -13,7 +13,8 @@ import pytest
 
 from kdcore.cli import main
 from kdcore.config import configure, read_run
-from kdcore.engine.experiment import as_given, new_folder
+from kdcore.engine.experiment import as_given
+from kdcore.engine.new_folder import new_folder
 from kdcore.errors import InputError
 from kdcore.plugins import load
 

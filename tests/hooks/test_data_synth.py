@@ -76,5 +76,7 @@ def test_hook_data_synth_reads_the_newest_report(execute, joiner, told):
 
 
 def test_hook_data_synth_may_not_repeat_an_id(execute, joiner):
-    with pytest.raises(PluginError, match="data_synth of plugin joiner gave the id 'same' twice"):
+    with pytest.raises(
+        PluginError, match="data_synth of plugin joiner gave the id 'same', which is empty or already in the pool"
+    ):
         execute(plugins=method(joiner, "take=16", 'f"{run.round}/{number}"', '"same"'))

@@ -86,10 +86,16 @@ def test_hook_teacher_outputs_is_asked_once_for_all_arms_and_seeds(execute, join
 
 def test_hook_teacher_outputs_is_not_asked_where_another_run_stored_the_rows(execute, joiner, told, tmp_path):
     store = str(tmp_path / "store")
-    execute("steps=2", plugins=joiner(COUNTING), store=store)
+    execute("steps=60", plugins=joiner(COUNTING), store=store)
     assert told()
     execute("steps=2", plugins=joiner(COUNTING), store=store, seed=1, out="again")
     assert told() == []
+
+
+def test_hook_teacher_outputs_is_asked_for_the_examples_that_the_steps_read_and_no_others(execute, joiner, told):
+    execute("steps=2", "batch_size=8", plugins=joiner(COUNTING))
+    asked = told()
+    assert len(set(asked)) == len(asked) == 16
 
 
 def test_hook_teacher_outputs_may_be_ragged(execute, joiner, told):

@@ -27,7 +27,9 @@ def test_the_control_draws_on_past_what_carries_a_teacher():
 
 
 def test_bad_streams_name_their_plugin():
-    with pytest.raises(PluginError, match="data_synth of plugin mine gave the id 'a' twice"):
+    with pytest.raises(
+        PluginError, match="data_synth of plugin mine gave the id 'a', which is empty or already in the pool"
+    ):
         list(draw([("mine", stream("aba", []))], take=None, control=False))
     with pytest.raises(PluginError, match="data_synth of plugin mine gave a str"):
         list(draw([("mine", iter(["text"]))], take=None, control=False))

@@ -1,10 +1,14 @@
 """The stores of a stage's teachers: which rows they share."""
 
+from types import SimpleNamespace
+
 import torch
 from safetensors.torch import save_file
 
 from kdcore import Data, Row, Run, Stage, Teacher
 from kdcore.teachers.outputs import StageTeachers
+
+PLUGINS = SimpleNamespace(source_of=lambda hook: "")
 
 
 def store_folder(tmp_path, source, weights):
@@ -21,7 +25,7 @@ def store_folder(tmp_path, source, weights):
         data=Data(item=lambda example: {}),
         teachers={"large": teacher},
     )
-    teachers = StageTeachers(run, stage, None, tmp_path / "store", refuse=False)
+    teachers = StageTeachers(run, stage, PLUGINS, tmp_path / "store", refuse=False)
     folder = teachers.store("large").folder
     teachers.release()
     return folder
@@ -46,7 +50,9 @@ def test_without_a_source_a_stored_teacher_is_known_by_its_weights(tmp_path):
             build=lambda run: {},
             teachers={"large": Teacher(build=build, store={"logits": Row()})},
         )
-        return StageTeachers(Run(folder=tmp_path), stage, None, tmp_path / "store", refuse=False).store("large").folder
+        return (
+            StageTeachers(Run(folder=tmp_path), stage, PLUGINS, tmp_path / "store", refuse=False).store("large").folder
+        )
 
     assert opened(1.0) == opened(1.0)
     assert opened(1.0) != opened(2.0)

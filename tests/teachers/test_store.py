@@ -226,9 +226,9 @@ def test_a_header_that_says_something_else_is_refused(tmp_path: Path, field: str
     assert all(words in message for words in (str(path), f"{field} is {value!r}", f"{asked!r} is asked", "delete"))
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a\nb"])
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="letters, digits"):
+    with pytest.raises(InputError, match="must be a name of a file"):
         opened(tmp_path, {"score": Row()}, name=name)
     assert list(tmp_path.iterdir()) == []
 
