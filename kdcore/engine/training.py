@@ -170,17 +170,22 @@ class Training:
             optimizer = self.optimizers[name]
             self.trainable.thaw(name)
             optimizer.zero_grad(set_to_none=True)
+            moves = False
             for micro, batch in enumerate(micro_batches):
                 portion = len(batch) / len(indices)
                 with self._synchronised(micro == len(micro_batches) - 1):
                     loss, found = self._passes(name, micro, batch, memos[micro], outputs[micro], portion, totals)
-                    total += loss
+                    if loss is not None:
+                        total += loss
+                        moves = True
                     for key, value in found.items():
                         label = key if len(self.turns) == 1 else f"{key} ({name})"
                         values[label] = values[label] + value if label in values else value
                 if name == last:
                     memos[micro].clear()
                     outputs[micro].clear()
+            if not moves:
+                continue
             norm = self._clip(turn, optimizer, self.trainable.by_turn[name])
             factor = turn.schedule(progress) if turn.schedule else 1.0
             for group, rate in zip(optimizer.param_groups, self.rates[name]):
@@ -215,8 +220,11 @@ class Training:
         outputs: TeacherOutputs,
         portion: float,
         totals: Mapping[str, float],
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Run every pass of one micro-batch forward and backward; returns the loss and the values of all terms."""
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Run every pass of one micro-batch forward and backward; returns the loss and the values of all terms.
+
+        There is no loss where the control has no term in this turn: what it trains (a critic) then stays as it is.
+        """
         self.run.micro = micro
         outputs.new_turn()
         values: dict[str, torch.Tensor] = {}
@@ -234,7 +242,7 @@ class Training:
                 values[key] = values[key] + value if key in values else value
             detach_memo(memo)
             outputs.drop_graph()
-        if total is None:
+        if total is None and not self.job.control:
             raise PluginError(
                 f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight; there is nothing to train on"
             )
@@ -337,13 +345,15 @@ class Training:
         with torch.no_grad():
             batch = self._prepared(batch)
             totals = step_totals(self.stage, [batch], self.accelerator)
+            memo: dict[str, Any] = {}
+            outputs = TeacherOutputs(refusing, batch, self.models)
+            losses = []
             for turn in self.turns:
-                outputs = TeacherOutputs(refusing, batch, self.models)
-                passes = self._terms_of(turn, batch, {}, outputs, control=True, portion=1.0, totals=totals)
-                if all(loss is None for loss, _ in passes):
-                    raise InputError(
-                        f"{self.stage.name}: no loss term of turn {turn!r} has a weight in the control; {advice}"
-                    )
+                outputs.new_turn()
+                passes = self._terms_of(turn, batch, memo, outputs, control=True, portion=1.0, totals=totals)
+                losses += [loss for loss, _ in passes]
+            if all(loss is None for loss in losses):
+                raise InputError(f"{self.stage.name}: no loss term has a weight in the control; {advice}")
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(buffers[name])
 

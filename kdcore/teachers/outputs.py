@@ -29,7 +29,8 @@ class StageTeachers:
     """The teachers of one stage.
 
     :param root: the folder of the stores.
-    :param refuse: True in the automatic control arm, where touching a teacher is an error.
+    :param refuse: True in the automatic control arm, where touching a teacher is an error, but for one in place: its
+        outputs are the student's own.
     :param hash_source: source to the hash of its contents.
     """
 
@@ -249,7 +250,7 @@ class TeacherOutputs:
 
     def _output(self, key: str) -> torch.Tensor:
         name, _, output = key.partition("/")
-        if self._teachers.refuse:
+        if self._teachers.refuse and not self._teachers[name].inplace:
             raise PluginError(
                 f"student_loss touched teacher[{key!r}] in the control arm, which has no teacher: "
                 "put it into a callable, which is not run where its weight is 0"
