@@ -31,6 +31,22 @@ def execute(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def variant(tmp_path: Path) -> Callable[..., Path]:
+    """``variant({old: new}, method)``: a method of ``tests/methods`` with some of its text replaced."""
+
+    def write(replacements: dict[str, str], method: Path = SOFT_LABELS) -> Path:
+        text = method.read_text(encoding="utf-8")
+        for old, new in replacements.items():
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / method.name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
 def kdcore(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``kdcore("run", ...)`` runs the command line in a process of its own, in a folder of its own."""
 

@@ -27,6 +27,15 @@ def test_generators_are_equal_on_all_ranks_unless_own(tmp_path):
             assert not np.array_equal(first, second)
 
 
+def test_own_draws_differ_by_micro_batch_and_shared_ones_do_not(tmp_path):
+    run = at(tmp_path)
+    first = [run.rng("noise", own=own).random() for own in (False, True)]
+    run.micro = 1
+    second = [run.rng("noise", own=own).random() for own in (False, True)]
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
 def test_remembered_facts_outlive_the_process(tmp_path):
     first, again = at(tmp_path), at(tmp_path)
     assert first.remember("errors", lambda: {"ids": ("a", "b")}) == {"ids": ["a", "b"]}

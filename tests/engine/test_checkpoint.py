@@ -30,6 +30,15 @@ def test_modules_buffers_optimisers_and_state_come_back(tmp_path):
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(first, second))
 
 
+def test_a_step_that_is_written_is_not_written_again(tmp_path):
+    module, optimizers = trained(0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(TrainingState(step=3), module, optimizers, None)
+    written = (tmp_path / "step-3" / "state.json").stat().st_ino
+    checkpoints.save(TrainingState(step=3, round=1), module, optimizers, None)
+    assert (tmp_path / "step-3" / "state.json").stat().st_ino == written
+
+
 def test_no_checkpoint_is_none_and_a_half_written_one_is_ignored(tmp_path):
     module, optimizers = trained(0)
     (tmp_path / "step-9.tmp").mkdir()

@@ -11,6 +11,7 @@ from kdcore.engine.experiment import dry_run
 from kdcore.engine.experiment import execute as run
 from kdcore.engine.new_folder import has_results
 from kdcore.engine.training import Training
+from kdcore.errors import InputError
 from kdcore.plugins import load
 from kdcore.reports import terminal
 
@@ -28,6 +29,33 @@ def test_a_dry_run_builds_nothing_and_writes_nothing(tmp_path, monkeypatch, caps
     assert "arms      distill, control" in lines
     assert "stage     distil: 30 steps of 16 examples; done 4 times" in lines
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["/nope/teacher", "./nope", "a/b/c"])
+def test_a_dry_run_misses_a_teacher_that_is_not_there(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"{source}: no such file or folder"):
+        dry_run(configure([load(str(SOFT_LABELS))], None, [f"teacher={source}"], {"device": "cpu"}))
+
+
+@pytest.mark.parametrize("start", [dry_run, run])
+def test_a_patience_that_nothing_counts_against_is_refused(tmp_path, start):
+    settings = ["patience=3", "evaluate_every=unset"]
+    options = {"device": "cpu", "out": str(tmp_path / "run")}
+    with pytest.raises(InputError, match="stage 'distil': patience counts validation checks: set evaluate_every too"):
+        start(configure([load(str(SOFT_LABELS))], None, settings, options))
+
+
+def test_validation_and_test_have_the_same_precision(kdcore, changed):
+    plugin = changed(
+        "rows = run.predict(model, split, self.teacher_outputs)",
+        "rows = run.predict(model, split, lambda net, batch: {**self.teacher_outputs(net, batch), 'bf16': "
+        "torch.full((len(batch),), torch.is_autocast_enabled('cpu'))}); print(split, {bool(r['bf16']) for r in rows})",
+    )
+    run = ["run", "--plugin", str(plugin), "--no-compare", "--device", "cpu", "--set", "steps=2"]
+    result = kdcore(*run, "--precision", "bf16")
+    assert "validation {True}" in result.stderr
+    assert "test {True}" in result.stderr
 
 
 def test_a_finished_run_is_not_trained_again(execute, monkeypatch):

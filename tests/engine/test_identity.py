@@ -9,7 +9,7 @@ from attrs import frozen
 from kdcore import Example, InputError, Splits, hookimpl, option
 from kdcore.config import configure
 from kdcore.engine import identity
-from kdcore.engine.identity import check_identity, environment
+from kdcore.engine.identity import Sources, check_identity, environment
 from kdcore.plugins import LoadedPlugin, PluginInfo
 
 
@@ -73,6 +73,20 @@ def test_another_torch_is_another_run(tmp_path, monkeypatch):
 def test_only_the_first_process_writes(tmp_path):
     check(tmp_path, main=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_is_written_by_one_process_and_compared_by_all(tmp_path):
+    teacher = tmp_path / "teacher.bin"
+    teacher.write_bytes(b"before")
+    run = tmp_path / "run"
+    run.mkdir()
+    other = Sources(run, writes=False)
+    assert other.hash(str(teacher)) == Sources(tmp_path).hash(str(teacher))
+    assert list(run.iterdir()) == []
+    Sources(run).hash(str(teacher))
+    teacher.write_bytes(b"after")
+    with pytest.raises(InputError, match="has changed since the run began"):
+        other.hash(str(teacher))
 
 
 def test_the_environment_tells_versions_even_of_what_is_not_installed(monkeypatch):

@@ -1,8 +1,12 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from kdcore import Example, Run
+from kdcore import Data, Example, Run, Stage
+from kdcore.engine.loader import fixed_item
 
 
 class Sum(nn.Module):
@@ -41,3 +45,22 @@ def test_half_precision_outputs_are_numpy_arrays(tmp_path):
         item=lambda e: dict(e.data),
     )
     assert rows[0]["x"].tolist() == [1.0, 2.0]
+
+
+def test_the_stages_own_collate_and_fixed_items_are_used(tmp_path):
+    def noisy(example):
+        return {"value": np.array([example["value"] + random.random()])}
+
+    def counted(items):
+        return {
+            "value": torch.tensor([item["value"].sum() for item in items]),
+            "n": torch.full((len(items),), len(items)),
+        }
+
+    run = Run(folder=tmp_path)
+    data = Data(item=noisy, collate=counted)
+    run.stage = Stage(name="s", loop=lambda *_: [], build=lambda run: {}, data=data)
+    examples = [Example({"value": n}, id=str(n)) for n in range(5)]
+    rows = run.predict(Sum(), examples, lambda model, batch: {"value": batch["value"], "n": batch["n"]})
+    assert [int(row["n"]) for row in rows] == [5] * 5
+    assert [float(row["value"]) for row in rows] == [float(fixed_item(data, e)["value"][0]) for e in examples]

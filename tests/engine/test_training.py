@@ -16,20 +16,6 @@ from kdcore.files import read_json
 SOFT_LABELS = Path(__file__).parents[1] / "methods" / "soft_labels.py"
 
 
-@pytest.fixture
-def changed(tmp_path):
-    """``changed(old, new)``: the small method with a part of its source replaced."""
-
-    def change(old: str, new: str) -> Path:
-        source = SOFT_LABELS.read_text(encoding="utf-8")
-        assert old in source
-        path = tmp_path / "changed.py"
-        path.write_text(source.replace(old, new), encoding="utf-8")
-        return path
-
-    return change
-
-
 def done(folder: Path, arm: str = "distill", seed: int = 0) -> dict:
     return read_json(folder / "arms" / arm / f"seed-{seed}" / "distil" / "done.json")
 
@@ -105,6 +91,26 @@ def test_max_steps_shortens_and_the_schedule_still_ends_at_zero(execute):
     assert rates[-1] < 0.2 * max(rates)
 
 
+def test_a_run_of_one_step_moves_the_weights(execute):
+    one = done(execute("steps=1"))
+    assert one["weights_hash"] != one["initial_hash"]
+
+
+def test_the_methods_steps_bind_every_stage_of_the_control(execute, tmp_path):
+    two = tmp_path / "two.py"
+    two.write_text(
+        "import attrs\nfrom kdcore import hookimpl\n\n\n@attrs.frozen\nclass Two:\n"
+        "    @hookimpl(wrapper=True)\n    def recipe(self, run):\n        recipe = yield\n"
+        "        [distil] = recipe.stages\n"
+        "        first = attrs.evolve(distil, name='first', patience=2, evaluate_every=2, steps=40)\n"
+        "        return attrs.evolve(recipe, stages=[first, distil])\n"
+    )
+    folder = execute("steps=4", plugins=(SOFT_LABELS, two), compare=True)
+    stages = [folder / "arms" / arm / "seed-0" / "first" / "done.json" for arm in ("distill", "control")]
+    method, control = (read_json(path)["steps"] for path in stages)
+    assert method == control < 40
+
+
 def test_a_teacher_that_raises_does_not_disturb_the_control_but_the_method(execute, tmp_path):
     raising = tmp_path / "raising.py"
     raising.write_text(
@@ -123,7 +129,7 @@ def test_nothing_left_to_train_on_is_refused_before_the_teacher_is_asked(execute
     changed = text.replace('LossTerm("cross_entropy", cross_entropy, "task", 1 - weight, control=1.0),', "")
     only = tmp_path / "only_soft.py"
     only.write_text(changed)
-    with pytest.raises(InputError, match="no loss term of turn 'student' has a weight in the control"):
+    with pytest.raises(InputError, match="distil: no loss term has a weight in the control"):
         execute(plugins=(only,), compare=True)
     assert not (tmp_path / "run" / "store").exists()
 

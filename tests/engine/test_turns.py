@@ -21,22 +21,6 @@ def methods_can_be_imported(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(METHODS), os.environ.get("PYTHONPATH", "")]))
 
 
-@pytest.fixture
-def changed(tmp_path):
-    """``changed(method, {old: new})``: a method with parts of its source replaced."""
-
-    def change(method, replacements):
-        text = method.read_text(encoding="utf-8")
-        for old, new in replacements.items():
-            assert old in text
-            text = text.replace(old, new)
-        path = tmp_path / method.name
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return change
-
-
 def done(folder, arm="distill"):
     facts = read_json(folder / "arms" / arm / "seed-0" / "distil" / "done.json")
     return {**facts, "seconds": 0}
@@ -60,10 +44,10 @@ def test_the_control_has_the_methods_start_order_and_steps(execute, method):
 
 
 @pytest.mark.parametrize("method", [SUBNETS, CRITIC])
-def test_arms_end_bit_equal_where_no_distill_term_has_a_weight(execute, method, changed):
+def test_arms_end_bit_equal_where_no_distill_term_has_a_weight(execute, method, variant):
     tells = '[LossTerm("tells", tells, "distill", self.distill_weight)]'
     resting = '[LossTerm("still", 0.0 * sum(p.sum() for p in models.critic.parameters()), "task", control=0.0)]'
-    plugin = changed(method, {tells: f"{resting} + {tells}"} if method == CRITIC else {})
+    plugin = variant({tells: f"{resting} + {tells}"} if method == CRITIC else {}, method)
     folder = execute("distill_weight=0", plugins=(plugin,), compare=True)
     ours, theirs = models(folder, "student"), models(folder, "student", "control")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -78,8 +62,8 @@ def test_an_in_place_teacher_is_the_student_in_train_mode_with_its_graph(execute
     assert last < first
 
 
-def test_the_graph_of_an_earlier_pass_is_refused(execute, changed):
-    wrong = changed(SUBNETS, {'softmax(teacher["whole/logits"]': 'softmax(teacher.live("whole/logits")'})
+def test_the_graph_of_an_earlier_pass_is_refused(execute, variant):
+    wrong = variant({'softmax(teacher["whole/logits"]': 'softmax(teacher.live("whole/logits")'}, SUBNETS)
     with pytest.raises(PluginError, match=r"teacher\.live\('whole/logits'\), whose graph the backward of an earlier"):
         execute(plugins=(wrong,))
 
@@ -96,14 +80,14 @@ def test_the_critic_learns_in_its_own_turn_and_rests_in_the_control(execute):
     assert all(torch.equal(once[name], rested[name]) for name in rested)
 
 
-def test_a_teacher_that_is_not_stored_is_asked_once_for_all_turns(execute, changed, capsys):
-    plugin = changed(
-        CRITIC,
+def test_a_teacher_that_is_not_stored_is_asked_once_for_all_turns(execute, variant, capsys):
+    plugin = variant(
         {
             ', store={"logits": Row()}': "",
             'return {"logits": model(': 'print("asked", len(batch)) or {"logits": model(',
             "lambda: judged(logits, 1.0)": 'lambda: judged(logits, 1.0) + 0 * teacher["large/logits"].sum()',
         },
+        CRITIC,
     )
     plugin.write_text(plugin.read_text().replace("print(", "return print("))
     execute("steps=3", "accumulate=2", plugins=(plugin,))

@@ -53,22 +53,6 @@ def joiner(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 
 @pytest.fixture
-def variant(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
-    """``variant({old: new})``: soft_labels with some of its text replaced."""
-
-    def write(replacements: dict[str, str]) -> Path:
-        text = SOFT_LABELS.read_text(encoding="utf-8")
-        for old, new in replacements.items():
-            assert old in text
-            text = text.replace(old, new)
-        path = tmp_path / "soft_labels.py"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
-@pytest.fixture
 def told(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     """What the plugins of a test have told with ``tell`` or ``print("told:", ...)``, in order."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,18 @@ def test_one_unequal_seed_is_reported(run_folder, key, name):
     found = entry(build_result(run_folder), "accuracy")
     assert found["equal"] == {"initial_weights": True, "order": True, "steps": True} | {key: False}
     assert found["hashes"][1][key][1] == other
+
+
+def test_an_earlier_stage_that_differs_is_reported(run_folder):
+    edit(run_folder / "plan.json", lambda plan: plan.update(stages=["warm-up", "distil"]))
+    for arm, steps in (("distill", 6), ("control", 40)):
+        for seed in range(3):
+            stage = run_folder / "arms" / arm / f"seed-{seed}" / "distil"
+            shutil.copytree(stage, stage.with_name("warm-up"))
+            edit(stage.with_name("warm-up") / "done.json", lambda done, steps=steps: done.update(steps=steps))
+    found = entry(build_result(run_folder), "accuracy")
+    assert found["equal"] == {"initial_weights": True, "order": True, "steps": False}
+    assert found["hashes"][0]["steps"] == [6, 40]
 
 
 def test_what_is_not_recorded_is_unknown(run_folder):

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcore import Data, Row, Run, Stage, Teacher
+from kdcore.plugins import Plugins, load
 from kdcore.teachers.outputs import StageTeachers
 
 PLUGINS = SimpleNamespace(source_of=lambda hook: "")
@@ -56,3 +57,29 @@ def test_without_a_source_a_stored_teacher_is_known_by_its_weights(tmp_path):
 
     assert opened(1.0) == opened(1.0)
     assert opened(1.0) != opened(2.0)
+
+
+def test_another_code_of_teacher_outputs_is_another_teacher(tmp_path):
+    def opened(factor):
+        text = f"""
+import attrs
+from kdcore import hookimpl
+
+@attrs.frozen
+class Scaled:
+    @hookimpl
+    def teacher_outputs(self, model):
+        # what the teacher says
+        return {{"logits": {factor} * model.weight}}
+"""
+        path = tmp_path / "scaled.py"
+        path.write_text(text, encoding="utf-8")
+        plugins = Plugins({"scaled": load(str(path)).cls()})
+        teacher = Teacher(build=lambda run: torch.nn.Linear(1, 1), identity="one", store={"logits": Row()})
+        stage = Stage(name="s", loop=lambda *_: [], build=lambda run: {}, teachers={"large": teacher})
+        return (
+            StageTeachers(Run(folder=tmp_path), stage, plugins, tmp_path / "store", refuse=False).store("large").folder
+        )
+
+    assert opened("2") == opened("2")
+    assert opened("2") != opened("3")
