@@ -54,8 +54,8 @@ def test_validation_and_test_have_the_same_precision(kdcore, changed):
     )
     run = ["run", "--plugin", str(plugin), "--no-compare", "--device", "cpu", "--set", "steps=2"]
     result = kdcore(*run, "--precision", "bf16")
-    assert "validation {True}" in result.stderr
-    assert "test {True}" in result.stderr
+    assert "validation {True}" in result.stdout
+    assert "test {True}" in result.stdout
 
 
 def test_a_finished_run_is_not_trained_again(execute, monkeypatch):
