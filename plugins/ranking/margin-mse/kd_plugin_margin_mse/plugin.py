@@ -99,7 +99,9 @@ class MarginMSE:
         least=1,
     )
     teacher_scores: str = option(
-        "", "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher"
+        "",
+        "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher; its "
+        "triples are trained on and none are mined",
     )
     measure_teacher: bool = option(
         True, "test the teacher itself too: a cross-encoder reads every candidate, an embedding model the whole corpus"
@@ -144,6 +146,11 @@ class MarginMSE:
 
     @hookimpl
     def recipe(self, run: Run) -> Recipe:
+        if self._scored and self.negatives == "student":
+            raise InputError(
+                'teacher_scores and negatives = "student": the file names its own triples, so none are mined; '
+                "unset one of the two"
+            )
         given = self._scored or self.negatives == "given"
         distil = self._stage(
             "distil",
@@ -157,7 +164,7 @@ class MarginMSE:
             teachers={"ranker": self._teacher()},
         )
         stages = [distil]
-        if self.negatives == "student" and not given:
+        if self.negatives == "student":
             data = Data(item=self.item, split=None, length=self._tokens, synth=Synth())
             warm_up = self._stage("warm-up", self.warmup_steps, data=data, teachers={}, shared="arms")
             stages = [warm_up, distil]
@@ -173,7 +180,7 @@ class MarginMSE:
     def _stage(
         self, name: str, steps: int, *, data: Data, teachers: Mapping[str, Teacher], shared: Literal["", "arms"] = ""
     ) -> Stage:
-        warmed = name == "distil" and data.synth is not None and self.negatives == "student"
+        warmed = name == "distil" and self.negatives == "student"
         return Stage(
             name=name,
             needs=("warm-up",) if warmed else (),

@@ -241,6 +241,10 @@ def test_folders(fail: Fail, data: Path) -> None:
         (["negatives_skip=200"], "check the train qrels, negatives_skip and negatives_depth"),
         (["teacher_scores=/none.tsv"], "/none.tsv: cannot be read (No such file or directory)"),
         (["teacher_scores={empty}"], "cannot be read (Is a directory)"),
+        (
+            ["teacher_scores=/none.tsv", "negatives=student", "warmup_steps=50"],
+            'teacher_scores and negatives = "student": the file names its own triples, so none are mined; unset one',
+        ),
         (["architecture=bert"], "architecture"),
     ],
 )  # fmt: skip
