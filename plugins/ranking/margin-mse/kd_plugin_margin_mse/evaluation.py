@@ -23,7 +23,7 @@ from kd_plugin_margin_mse.rerank import (
     rerank_latency,
     token_rows,
 )
-from kd_plugin_margin_mse.search import write_search_folder
+from kd_plugin_margin_mse.search import STORE, write_search_folder
 from kd_plugin_margin_mse.students.base import RankingStudent
 from kd_plugin_margin_mse.teachers import PairTeacher
 from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
@@ -47,11 +47,13 @@ class Settings:
     :param depth: BM25 candidates that are re-ranked.
     :param relevant_from: the lowest grade that counts as relevant.
     :param index: the FAISS index whose recall and latency are reported.
+    :param store_passages: whether ``latency_ms`` of a student that re-ranks is that with stored passages.
     """
 
     depth: int
     relevant_from: int
     index: Literal["flat", "hnsw", "ivfpq"]
+    store_passages: bool = True
 
 
 def bm25_candidates(run: Run, queries: Sequence[Example], depth: int) -> Rankings:
@@ -149,12 +151,13 @@ def measure_student(run: Run, student: RankingStudent, tokenizer: Any, split: st
     stored_ms = rerank_latency(student, some, their, store)
     passages = _texts_of(run, _union(their))
     encoder = PassageEncoder(student, dict(zip(passages, ranking.passage_tokens(list(passages.values())))))
+    encoded_ms = rerank_latency(student, some, their, encoder)
     metrics += [
         Metric("rerank ms (stored passages)", stored_ms, "lower"),
-        Metric("rerank ms (passages encoded)", rerank_latency(student, some, their, encoder), "lower"),
+        Metric("rerank ms (passages encoded)", encoded_ms, "lower"),
     ]
     if student.architecture != "bert_dot":
-        return [*metrics, Metric("latency_ms", stored_ms, "lower")]
+        return [*metrics, Metric("latency_ms", stored_ms if settings.store_passages else encoded_ms, "lower")]
     return [*_measure_retrieval(ranking, queries, tokens, settings), *metrics]
 
 
@@ -245,9 +248,23 @@ def measure_bm25(run: Run, split: str, settings: Settings) -> list[Metric]:
 
 
 def write_search(
-    run: Run, student: RankingStudent, tokenizer: Any, folder: Path, kind: Literal["flat", "hnsw", "ivfpq"]
+    run: Run,
+    student: RankingStudent,
+    tokenizer: Any,
+    folder: Path,
+    kind: Literal["flat", "hnsw", "ivfpq"],
+    store_passages: bool,
 ) -> None:
-    """Make the saved student's folder searchable."""
-    corpus = run.data["corpus"]
-    index = Ranking(run, student, tokenizer).index(kind) if student.architecture == "bert_dot" else None
-    write_search_folder(folder, [d.id for d in corpus], (passage_text(d) for d in corpus), index)
+    """Make the saved student's folder searchable.
+
+    :param kind: the index of a BERT_DOT student.
+    :param store_passages: whether to keep the represented passages (float16) of a student that re-ranks.
+    """
+    ranking = Ranking(run, student, tokenizer)
+    ids = [document.id for document in run.data["corpus"]]
+    texts = [passage_text(document) for document in run.data["corpus"]]
+    index = ranking.index(kind) if student.architecture == "bert_dot" else None
+    write_search_folder(folder, ids, texts, index)
+    if index is None and store_passages:
+        passages = represent_passages(student, ids, ranking.passage_tokens(texts))
+        PassageStore.build(passages, folder / STORE, "float16")

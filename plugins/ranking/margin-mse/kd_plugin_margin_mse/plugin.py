@@ -138,6 +138,11 @@ class MarginMSE:
     rerank_depth: int = option(50, "BM25 candidates re-ranked in the test", least=1)
     relevant_from: int = option(1, "lowest grade that counts as relevant: 1, or 2 for TREC Deep Learning", least=1)
     index: IndexKind = option("flat", "bert_dot: the FAISS index that is saved", choices=("flat", "hnsw", "ivfpq"))
+    store_passages: bool = option(
+        True,
+        "colbert, prett, tk: save the represented passages too, so that a search encodes none; a passage takes its "
+        "tokens x width x 2 bytes",
+    )
 
     # Recipe
 
@@ -354,7 +359,7 @@ class MarginMSE:
     @hookimpl
     def evaluate(self, run: Run, model: Any, subject: str, split: str) -> list[Metric]:
         depth = self.rerank_depth if split == "test" else self.validation_depth
-        settings = evaluation.Settings(depth, self.relevant_from, self.index)
+        settings = evaluation.Settings(depth, self.relevant_from, self.index, self.store_passages)
         if subject == "bm25":
             return evaluation.measure_bm25(run, split, settings)
         if subject == "ranker":
@@ -367,7 +372,7 @@ class MarginMSE:
         """Write the student, and what `kd_plugin_margin_mse.Searcher` needs to search the corpus with it."""
         tokenizer = _tokenizer(self.student)
         models.student.save(folder, tokenizer)
-        evaluation.write_search(run, models.student, tokenizer, folder, self.index)
+        evaluation.write_search(run, models.student, tokenizer, folder, self.index, self.store_passages)
 
 
 def _characters(example: Example) -> int:

@@ -286,7 +286,9 @@ def _rows(
     for ids, represented in batches:
         for passage_id, row in zip(ids, represented.to("cpu", getattr(torch, dtype)).rows(), strict=True):
             if not row.isfinite().all():
-                raise InputError(f"passage {passage_id!r}: not finite in {dtype}; use float32 or check the model")
+                raise InputError(
+                    f"passage {passage_id!r}: not finite in {dtype}; check the model, or set store_passages = false"
+                )
             yield passage_id, np.atleast_2d(row.numpy()), represented.mask is None
 
 

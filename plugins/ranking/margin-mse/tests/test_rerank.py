@@ -188,7 +188,7 @@ def test_bad_input(tmp_path: Path) -> None:
     store = PassageStore.build([(["a", "b"], vectors)])
     with pytest.raises(InputError, match="'c' is not in the store of 2"):
         store.represented(["a", "c"])
-    with pytest.raises(InputError, match="'b': not finite in float16; use float32"):
+    with pytest.raises(InputError, match="'b': not finite in float16; check the model, or set store_passages"):
         PassageStore.build([(["a", "b"], vectors)], dtype="float16")
     with pytest.raises(InputError, match="ids repeat"):
         PassageStore.build([(["a", "a"], vectors)], folder=tmp_path / "store")
