@@ -17,6 +17,7 @@ from kd_plugin_margin_mse.formats import read_collection, refuse_unmeasurable
 from kd_plugin_margin_mse.index import check_size
 from kd_plugin_margin_mse.mining import at_least_one, mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
+from kd_plugin_margin_mse.sources import transformer_folder
 from kd_plugin_margin_mse.students import build_student, load_tokenizer
 from kd_plugin_margin_mse.teachers import gives_cosines, load_teacher
 from kdcore.data.batch import Batch
@@ -157,6 +158,8 @@ class MarginMSE:
                 'teacher_scores and negatives = "student": the file names its own triples, so none are mined; '
                 "unset one of the two"
             )
+        if not (self.architecture == "tk" and Path(self.student).is_file()):
+            transformer_folder(self.student)  # refuses a path that holds no model; a hub name cannot be told offline
         given = self._scored or self.negatives == "given"
         distil = self._stage(
             "distil",

@@ -252,6 +252,20 @@ def test_models_and_settings(fail: Fail, models: Models, data: Path, settings: l
     assert message in fail(data, *(setting.format(**models) for setting in settings))
 
 
+@pytest.mark.parametrize("student", ["/none/model", "{empty}", "{vectors}"])
+def test_a_dry_run_refuses_a_student_that_is_not_there(
+    models: Models, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], student: str
+) -> None:
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("the 0.1 0.2\n", encoding="utf-8")
+    student = student.format(**models, vectors=vectors)
+    assert main(["run", "--dry-run", *arguments(models, data, f"student={student}")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"kdcore: error: {student}: no ")
+    assert error.endswith(" that save_pretrained wrote, or a hub name\n")
+    assert main(["run", "--dry-run", *arguments(models, data, "architecture=tk", f"student={vectors}")]) == 0
+
+
 def test_a_teacher_of_nan_stores_nothing(fail: Fail, models: Models, data: Path, tmp_path: Path) -> None:
     line = fail(data, f"teacher={models['nan']}")
     assert "is not finite; check its weights" in line
