@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
 
-from kd_plugin_margin_mse.index import PassageIndex, recall_against_exact, search_speed
+from kd_plugin_margin_mse.index import IndexKind, PassageIndex, recall_against_exact, search_speed
 from kd_plugin_margin_mse.measures import as_run, measure
 from kd_plugin_margin_mse.mining import BM25, bm25
 from kd_plugin_margin_mse.rerank import (
@@ -21,10 +21,9 @@ from kd_plugin_margin_mse.rerank import (
     represent_passages,
     rerank,
     rerank_latency,
-    token_rows,
 )
 from kd_plugin_margin_mse.search import STORE, write_search_folder
-from kd_plugin_margin_mse.students.base import RankingStudent
+from kd_plugin_margin_mse.students import RankingStudent, token_rows
 from kd_plugin_margin_mse.teachers import PairTeacher
 from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
 from kd_plugin_margin_mse.triples import passage_text
@@ -52,7 +51,7 @@ class Settings:
 
     depth: int
     relevant_from: int
-    index: Literal["flat", "hnsw", "ivfpq"]
+    index: IndexKind
     store_passages: bool = True
 
 
@@ -112,7 +111,7 @@ class Ranking:
             self.run.memo["corpus vectors"] = known
         return known[1]
 
-    def index(self, kind: Literal["flat", "hnsw", "ivfpq"]) -> PassageIndex:
+    def index(self, kind: IndexKind) -> PassageIndex:
         """A FAISS index of the whole corpus."""
         return PassageIndex.build(self.vectors(), [document.id for document in self.run.data["corpus"]], kind)
 
@@ -252,7 +251,7 @@ def write_search(
     student: RankingStudent,
     tokenizer: Any,
     folder: Path,
-    kind: Literal["flat", "hnsw", "ivfpq"],
+    kind: IndexKind,
     store_passages: bool,
 ) -> None:
     """Make the saved student's folder searchable.

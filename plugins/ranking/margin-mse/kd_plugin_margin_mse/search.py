@@ -23,8 +23,8 @@ from attrs import frozen
 
 from kd_plugin_margin_mse.index import PassageIndex
 from kd_plugin_margin_mse.mining import BM25, bm25
-from kd_plugin_margin_mse.rerank import PassageEncoder, PassageStore, encode, rerank, token_rows
-from kd_plugin_margin_mse.students import load_student
+from kd_plugin_margin_mse.rerank import PassageEncoder, PassageStore, encode, rerank
+from kd_plugin_margin_mse.students import load_student, token_rows
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
 from kdcore.recipe import Example
@@ -203,6 +203,4 @@ def _load_bm25(folder: Path) -> BM25:
         index: Any = bm25s.BM25.load(folder, show_progress=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no BM25 index ({error}); write it again") from None
-    order = np.empty(len(ids), np.int64)
-    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
-    return BM25(ids, index, order)
+    return BM25(ids, index)

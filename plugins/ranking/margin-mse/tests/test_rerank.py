@@ -17,9 +17,8 @@ from kd_plugin_margin_mse.rerank import (
     represent_passages,
     rerank,
     rerank_latency,
-    token_rows,
 )
-from kd_plugin_margin_mse.students import Architecture, RankingStudent, Represented, build_student, tokenize
+from kd_plugin_margin_mse.students import Architecture, RankingStudent, Represented, build_student, token_rows, tokenize
 from kd_plugin_margin_mse.students.encoder import encoder_blocks
 
 from kdcore.errors import InputError
