@@ -21,7 +21,7 @@ __all__ = [
     "DoneRecord",
     "Evaluation",
     "LogRecord",
-    "Plan",
+    "PlanRecord",
     "SamplesRecord",
     "read_object",
     "structured",
@@ -94,7 +94,7 @@ class _Teacher:
 
 
 @frozen
-class Plan:
+class PlanRecord:
     """``plan.json``."""
 
     plugin: str
