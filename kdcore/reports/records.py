@@ -164,7 +164,6 @@ class DataRecord:
 
     duplicates: int | None = field(default=None, validator=_counts)
     leaks: list[str] = field(factory=list)
-    notes: list[str] = field(factory=list)
 
 
 @frozen
