@@ -18,11 +18,11 @@ import attrs
 from attrs import frozen
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
+from kdcore.config_sources import ConfigSources, KeyPath
 from kdcore.errors import InputError, PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo, load
 from kdcore.recipe import option
-from kdcore.sources import KeyPath, Sources
-from kdcore.structure import MismatchError, converter, show
+from kdcore.structure import MismatchError, converter, flatten, show
 
 __all__ = ["Configuration", "RunOptions", "configure", "read_run", "settings_of"]
 
@@ -99,11 +99,11 @@ def configure(
     :raises PluginError: the plugins' names or fields collide, or a default is not of its own type.
     """
     with _readable(file or "--set"):
-        return _configure(loaded, Sources(file), overrides, run or {})
+        return _configure(loaded, ConfigSources(file), overrides, run or {})
 
 
 def _configure(
-    loaded: Sequence[LoadedPlugin], sources: Sources, overrides: Sequence[str], run: Mapping[str, Any]
+    loaded: Sequence[LoadedPlugin], sources: ConfigSources, overrides: Sequence[str], run: Mapping[str, Any]
 ) -> Configuration:
     if not loaded:
         raise InputError("no plugin is named: use --plugin NAME; 'kdcore list' shows what is installed")
@@ -140,7 +140,7 @@ def read_run(folder: Path, store: str | None = None) -> Configuration:
     """
     file = _run_file(folder)
     with _readable(file):
-        sources = Sources(file)
+        sources = ConfigSources(file)
         references = sources.references()
         if not references:
             raise InputError(f"{file}: the key 'plugins' is missing, so this is no run folder")
@@ -151,7 +151,7 @@ def read_run(folder: Path, store: str | None = None) -> Configuration:
 def plugins_of(file: Path) -> tuple[str, ...]:
     """The plugins that a configuration file names in its key ``plugins``; empty when it names none."""
     with _readable(file):
-        return Sources(file).references()
+        return ConfigSources(file).references()
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _run_file(folder: Path) -> Path:
     return file
 
 
-def _absolute(path: str, name: str, sources: Sources) -> str:
+def _absolute(path: str, name: str, sources: ConfigSources) -> str:
     """An absolute path that can be written down and exist."""
     if not path:
         return ""
@@ -220,7 +220,7 @@ def _defaults(loaded: Sequence[LoadedPlugin]) -> dict[str, Any]:
 
 
 def _structure(
-    default: Any, table: Mapping[str, Any], prefix: KeyPath, sources: Sources, keys: Sequence[str], author: str
+    default: Any, table: Mapping[str, Any], prefix: KeyPath, sources: ConfigSources, keys: Sequence[str], author: str
 ) -> Any:
     """Structure a class from its default instance and the user's values."""
     try:
@@ -335,13 +335,8 @@ def settings_of(configuration: Configuration) -> dict[str, Any]:
     settings = {f"version of {name}": info.version for name, info in configuration.infos.items()}
     owner = next(iter(configuration.plugins))
     for name, instance in configuration.plugins.items():
-        settings |= _flat(attrs.asdict(instance), () if name == owner else (name,))
+        fields = attrs.asdict(instance)
+        settings |= flatten(fields if name == owner else {name: fields})
     settings |= {f"run.{name}": getattr(configuration.run, name) for name in CHANGES_RESULTS}
     as_json: dict[str, Any] = json.loads(json.dumps(settings))
     return as_json
-
-
-def _flat(value: Any, path: KeyPath) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {".".join(path): value}
-    return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, (*path, str(name))).items()}

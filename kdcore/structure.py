@@ -15,7 +15,7 @@ import tomlkit
 from cattrs.errors import IterableValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 
-__all__ = ["UNSET", "MismatchError", "converter", "show", "toml_key", "toml_value", "words"]
+__all__ = ["UNSET", "MismatchError", "converter", "flatten", "show", "toml_key", "toml_value", "words"]
 
 UNSET = "unset"  # how TOML, which has no null, says None
 
@@ -38,6 +38,17 @@ class MismatchError(Exception):
         self.words = words(kind)
         if kind is str and type(value) in (bool, int, float):
             self.words += f' (write "{show(value)}" with its quotes)'
+
+
+def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables as one, whose keys are the paths of its values: ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def words(kind: Any) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kdcore.sources import KeyPath
+from kdcore.config_sources import KeyPath
 from kdcore.structure import UNSET, toml_key, toml_value, words
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""Runs of the small method in ``tests/methods``, in this process and in others; tiny installed distributions."""
+"""Runs of the small method in ``tests/methods``, in this process and in others, that end well or with one line; tiny
+installed distributions.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,23 @@ def execute(tmp_path: Path) -> Callable[..., Path]:
         return run(configure(loaded, None, settings, given))
 
     return call
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``fail(*arguments, code=2)`` runs the command line, checks that it ends with one line, and returns the line."""
+    from kdcore.cli import main
+
+    def run(*arguments: object, code: int = 2) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("kdcore: error: ")
+        assert "Traceback" not in error
+        return error.strip()
+
+    return run
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from cattrs.errors import ForbiddenExtraKeysError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcore.structure import MismatchError, converter, show, toml_key, toml_value, words
+from kdcore.structure import MismatchError, converter, flatten, show, toml_key, toml_value, words
 
 
 @frozen
@@ -89,3 +89,7 @@ def test_an_unknown_key_is_refused() -> None:
 )
 def test_types_in_words(kind: Any, expected: str) -> None:
     assert words(kind) == expected
+
+
+def test_nested_tables_are_flattened_to_paths() -> None:
+    assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}, "f": {}}) == {"a": 1, "b.c": [2], "b.d.e": None}

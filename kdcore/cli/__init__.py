@@ -1,7 +1,7 @@
 """The command line: ``kdcore COMMAND``. Each command is a file of this package and is imported when it is asked for.
 
-`main` turns every error into one line and an exit code: 0 done; 1 failed while running; 2 the input is wrong;
-130 interrupted. A traceback only with ``--debug``.
+`main` turns every error into one line and an exit code: 0 done; 1 failed while running; 2 something has to be mended
+first (the input, a full disk, permissions); 130 interrupted. A traceback only with ``--debug``.
 """
 
 from __future__ import annotations

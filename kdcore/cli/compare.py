@@ -11,6 +11,7 @@ import click
 
 from kdcore.cli import HELP_OPTION, debug_option
 from kdcore.errors import InputError
+from kdcore.structure import flatten
 
 if TYPE_CHECKING:
     from kdcore.reports.folder import Evaluated
@@ -169,18 +170,11 @@ def _settings(summary: Summary) -> dict[str, Any]:
     path = summary.run.path / "config.toml"
     try:
         settings = tomllib.loads(summary.run.text("config.toml"))
-        settings = _flat({"plugins": [summary.run.plan["plugin"]]} | settings)
+        settings = flatten({"plugins": [summary.run.plan["plugin"]]} | settings)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(f"{path}: not valid TOML ({reason})") from None
     return {key: value for key, value in settings.items() if key != "run.out"}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def _finite(value: float) -> float | None:

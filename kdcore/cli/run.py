@@ -24,8 +24,8 @@ Examples:
   kdcore run --config run.toml --dry-run
   kdcore run --resume runs/mine
 
-Exit codes: 0 done; 1 failed while running (resumable); 2 the input is wrong;
-130 interrupted (resumable).""",
+Exit codes: 0 done; 1 failed while running (resumable); 2 mend something first:
+the input, a full disk, permissions; 130 interrupted (resumable).""",
 )
 @click.option(
     "--plugin",

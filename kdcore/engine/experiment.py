@@ -232,7 +232,7 @@ class Experiment:
             if found.leaks or any(found.duplicates.values()):
                 self.progress.line(f"data: {len(found.leaks)} leaks, duplicates {dict(found.duplicates)}")
             if self.accelerator.is_main_process:
-                facts = {"duplicates": sum(found.duplicates.values()), "leaks": list(found.leaks), "notes": []}
+                facts = {"duplicates": sum(found.duplicates.values()), "leaks": list(found.leaks)}
                 write_json(self.folder / "data.json", facts)
             self._splits[key] = splits
         return self._splits[key]

@@ -98,7 +98,6 @@ def write_card(summary: Summary, relative: str) -> Path:
             usage=plan["usage"].replace("{folder}", f"{run.name}/{relative}").strip(),
             location=f"{run.name}/{relative}",
             configuration=configuration(run.text("config.toml")),
-            notes=(run.optional("data.json") or {"notes": []})["notes"],
             plugins=plugins,
             papers=[(plugin, match[1]) for plugin in plugins if (match := ARXIV.search(plugin["paper"]))],
             done=[(stage, done) for stage in run.stages if (done := run.done(arm or "", seed or 0, stage))],

@@ -17,7 +17,7 @@ from kdcore.reports.records import (
     DataRecord,
     DoneRecord,
     Evaluation,
-    Plan,
+    PlanRecord,
     SamplesRecord,
     read_object,
     structured,
@@ -159,7 +159,7 @@ def open_run(folder: Path) -> RunFolder:
     path = folder / "plan.json"
     if not path.is_file():
         raise InputError(f"{folder}: no plan.json in it, so it is no run folder; name one that `kdcore run` made")
-    plan = attrs.asdict(structured(read_object(path), Plan, path))
+    plan = attrs.asdict(structured(read_object(path), PlanRecord, path))
     rows: list[Evaluated] = []
     for arm in plan["arms"]:
         for seed in plan["seeds"]:

@@ -26,6 +26,7 @@ from kdcore.reports.summary import (
     size,
     summarise,
 )
+from kdcore.structure import flatten
 
 __all__ = ["write_report"]
 
@@ -86,7 +87,7 @@ def report_of(summary: Summary) -> Path:
             reference=next((line.label for line in summary.lines if line.kind == "teacher"), ""),
             data=run.optional("data.json"),
             configuration=run.text("config.toml"),
-            environment=_flat(run.optional("environment.json") or {}),
+            environment=_as_rows(run.optional("environment.json") or {}),
             files=_files(run),
             commands=commands(run),
         )
@@ -244,14 +245,11 @@ def _forest(summary: Summary, entries: list[dict[str, Any]]) -> Plot | None:
     return Plot([(plots.forest(rows), said)], caption)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, item in value.items():
-        if isinstance(item, dict):
-            rows += _flat(item, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, ", ".join(map(str, item)) if isinstance(item, list) else str(item)))
-    return rows
+def _as_rows(table: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in flatten(table).items()
+    ]
 
 
 def _files(run: RunFolder) -> list[tuple[str, int, str]]:

@@ -21,7 +21,7 @@ __all__ = [
     "DoneRecord",
     "Evaluation",
     "LogRecord",
-    "Plan",
+    "PlanRecord",
     "SamplesRecord",
     "read_object",
     "structured",
@@ -94,7 +94,7 @@ class _Teacher:
 
 
 @frozen
-class Plan:
+class PlanRecord:
     """``plan.json``."""
 
     plugin: str
@@ -164,7 +164,6 @@ class DataRecord:
 
     duplicates: int | None = field(default=None, validator=_counts)
     leaks: list[str] = field(factory=list)
-    notes: list[str] = field(factory=list)
 
 
 @frozen

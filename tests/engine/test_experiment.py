@@ -46,12 +46,12 @@ def test_a_patience_that_nothing_counts_against_is_refused(tmp_path, start):
         start(configure([load(str(SOFT_LABELS))], None, settings, options))
 
 
-def test_validation_and_test_have_the_same_precision(kdcore, changed):
-    plugin = changed(
-        "rows = run.predict(model, split, self.teacher_outputs)",
+def test_validation_and_test_have_the_same_precision(kdcore, variant):
+    tells = (
         "rows = run.predict(model, split, lambda net, batch: {**self.teacher_outputs(net, batch), 'bf16': "
-        "torch.full((len(batch),), torch.is_autocast_enabled('cpu'))}); print(split, {bool(r['bf16']) for r in rows})",
+        "torch.full((len(batch),), torch.is_autocast_enabled('cpu'))}); print(split, {bool(r['bf16']) for r in rows})"
     )
+    plugin = variant({"rows = run.predict(model, split, self.teacher_outputs)": tells})
     run = ["run", "--plugin", str(plugin), "--no-compare", "--device", "cpu", "--set", "steps=2"]
     result = kdcore(*run, "--precision", "bf16")
     assert "validation {True}" in result.stdout

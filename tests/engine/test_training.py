@@ -215,11 +215,9 @@ def test_a_resumption_without_a_step_left_closes_the_round(execute, tmp_path, mo
         assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
 
-def test_numpy_and_python_draw_the_same_in_a_loss_with_and_without_workers(execute, changed):
-    plugin = changed(
-        "        logits = models.student",
-        "        import numpy, random\n        logits = (numpy.random.rand() + random.random()) * models.student",
-    )
+def test_numpy_and_python_draw_the_same_in_a_loss_with_and_without_workers(execute, variant):
+    drawn = "        import numpy, random\n        logits = (numpy.random.rand() + random.random()) * models.student"
+    plugin = variant({"        logits = models.student": drawn})
     alone, workers = execute(plugins=(plugin,)), execute(plugins=(plugin,), workers=2, out="workers")
     assert done(alone)["weights_hash"] == done(workers)["weights_hash"]
 
@@ -231,9 +229,9 @@ def test_more_micro_batches_than_examples_are_refused(execute):
         execute("accumulate=64", "batch_size=16")
 
 
-def test_a_stage_that_does_not_build_its_subject_is_refused_before_it_trains(execute, changed, tmp_path):
+def test_a_stage_that_does_not_build_its_subject_is_refused_before_it_trains(execute, variant, tmp_path):
     with pytest.raises(PluginError, match="stage 'distil' builds student but no 'pupil', its subject"):
-        execute(plugins=(changed('name="distil",', 'name="distil", subject="pupil",'),))
+        execute(plugins=(variant({'name="distil",': 'name="distil", subject="pupil",'}),))
     assert not list(tmp_path.glob("run/arms/*/*/distil/metrics.jsonl"))
 
 
@@ -244,9 +242,9 @@ def test_a_stage_that_does_not_build_its_subject_is_refused_before_it_trains(exe
         ("schedule=linear(0.1)", 'schedule=lambda progress: float("nan") if progress > 0.3 else 1.0'),
     ],
 )
-def test_what_is_not_finite_ends_the_run_before_it_is_saved(execute, changed, tmp_path, old, new):
+def test_what_is_not_finite_ends_the_run_before_it_is_saved(execute, variant, tmp_path, old, new):
     with pytest.raises(RunError, match=r"not finite|is nan"):
-        execute("steps=6", "evaluate_every=unset", "checkpoints=5", plugins=(changed(old, new),))
+        execute("steps=6", "evaluate_every=unset", "checkpoints=5", plugins=(variant({old: new}),))
     assert not list(tmp_path.glob("run/**/done.json"))
     assert not list(tmp_path.glob("run/**/checkpoints/step-*"))
 
@@ -257,8 +255,8 @@ def test_the_logged_loss_is_the_weighted_sum(execute):
     assert line["loss"] == pytest.approx(0.75 * hard + 0.25 * soft)
 
 
-def test_tracing_the_control_leaves_the_methods_start_untouched(execute, changed):
-    plugin = changed("nn.Linear(width, width)", "nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))")
+def test_tracing_the_control_leaves_the_methods_start_untouched(execute, variant):
+    plugin = variant({"nn.Linear(width, width)": "nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width))"})
     folder = execute("distill_weight=0.0", "steps=3", "keep=last", plugins=(plugin,), compare=True)
     method, control = weights(folder), weights(folder, "control")
     assert all(torch.equal(method[name], control[name]) for name in method)

@@ -143,7 +143,7 @@ def test_a_log_line_with_a_wrong_value_is_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("data.json", '{"notes": 3}', r"data\.json: key 'notes' is 3, but must be a list of strings"),
+        ("data.json", '{"leaks": 3}', r"data\.json: key 'leaks' is 3, but must be a list of strings"),
         ("data.json", '{"leaks": {"a": 1}}', r"data\.json: key 'leaks' is .*, but must be a list of strings"),
         ("samples.json", '{"rows": [1]}', r"samples\.json: key 'rows\[0\]' is 1, but must be a list"),
         ("environment.json", "[]", r"environment\.json: expected a JSON object, found list"),

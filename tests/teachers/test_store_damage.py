@@ -7,51 +7,29 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kdcore.errors import InputError, RunError
-from kdcore.recipe import Row
-from kdcore.teachers.store import Store, row_key
 
-SCHEMA = {"score": Row(), "tokens": Row(lengths="ids", dtype="int8")}
+Opened = Callable[..., Any]
 APPENDS = [[0], [1, 2], [3, 4, 5]]
 ROWS = range(6)
 
 
-def key(number: int) -> bytes:
-    return row_key({"number": number})
-
-
-def row(number: int) -> dict[str, np.ndarray]:
-    return {"score": np.float32([number + 0.5, -number]), "tokens": np.arange(number % 4, dtype=np.int8) + number % 100}
-
-
-def opened(root: Path, writer: int = 0) -> Store:
-    return Store.open(root, name="large", fingerprint="abc", schema=SCHEMA, writer=writer)
-
-
-def append(store: Store, numbers: list[int]) -> None:
-    store.append([key(number) for number in numbers], [row(number) for number in numbers])
-
-
-def is_right(store: Store, number: int) -> bool:
-    read = store.read([key(number)])
-    return (read["score"][0] == row(number)["score"]).all() and np.array_equal(read["tokens"][0], row(number)["tokens"])
-
-
-def present(store: Store) -> list[int]:
-    missing = set(store.missing([key(number) for number in ROWS]))
+def present(store: Any) -> list[int]:
+    missing = set(store.missing([store.key(number) for number in ROWS]))
     return [number for number in ROWS if number not in missing]
 
 
-def filled(root: Path) -> Path:
+def filled(opened: Opened, root: Path) -> Path:
     with opened(root) as store:
         for numbers in APPENDS:
-            append(store, numbers)
+            store.add(numbers)
         assert store.verify() == []
         return store.folder
 
@@ -61,23 +39,23 @@ def only(folder: Path, pattern: str) -> Path:
     return path
 
 
-def fill_up(store: Store) -> None:
+def fill_up(store: Any) -> None:
     """Append one missing row, shorter than what was interrupted, then all others."""
     for numbers in ([*set(ROWS).difference(present(store)), 0][:1], list(ROWS)):
-        append(store, numbers)
+        store.add(numbers)
         assert store.verify() == []
-    assert all(is_right(store, number) for number in ROWS)
+    assert all(store.is_right(number) for number in ROWS)
 
 
-def assert_resumes(root: Path, kept: list[int]) -> None:
+def assert_resumes(opened: Opened, root: Path, kept: list[int]) -> None:
     """A store opens with exactly these rows, all right, and can be filled up."""
     with opened(root) as store:
         assert present(store) == kept
-        assert all(is_right(store, number) for number in kept)
+        assert all(store.is_right(number) for number in kept)
         fill_up(store)
     with opened(root) as store:
         assert store.rows == 6
-        assert all(is_right(store, number) for number in ROWS)
+        assert all(store.is_right(number) for number in ROWS)
 
 
 @pytest.fixture
@@ -87,11 +65,11 @@ def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_fsync")
-def test_an_index_cut_at_every_byte_keeps_every_finished_append(tmp_path: Path) -> None:
-    whole = filled(tmp_path / "whole")
+def test_an_index_cut_at_every_byte_keeps_every_finished_append(tmp_path: Path, opened: Opened) -> None:
+    whole = filled(opened, tmp_path / "whole")
     index, data = only(whole, "*.index").read_bytes(), only(whole, "*.data").read_bytes()
     size = len(index) // 6
-    ends = np.cumsum([8 + len(row(number)["tokens"]) for number in ROWS]).tolist()
+    ends = np.cumsum([8 + number % 4 for number in ROWS]).tolist()
     assert ends[-1] == len(data)
     for cut in range(len(index) + 1):
         finished = max(done for done in (0, 1, 3, 6) if done <= cut // size)
@@ -101,11 +79,11 @@ def test_an_index_cut_at_every_byte_keeps_every_finished_append(tmp_path: Path) 
             shutil.copytree(whole.parent, tmp_path / "cut")
             os.truncate(only(tmp_path / "cut", "*/*.index"), cut)
             os.truncate(only(tmp_path / "cut", "*/*.data"), length)
-            assert_resumes(tmp_path / "cut", list(range(finished)))
+            assert_resumes(opened, tmp_path / "cut", list(range(finished)))
 
 
-def test_data_cut_at_every_byte_is_refused_with_file_and_fix(tmp_path: Path) -> None:
-    data = only(filled(tmp_path), "*.data")
+def test_data_cut_at_every_byte_is_refused_with_file_and_fix(tmp_path: Path, opened: Opened) -> None:
+    data = only(filled(opened, tmp_path), "*.data")
     for cut in reversed(range(data.stat().st_size)):
         os.truncate(data, cut)
         with pytest.raises(InputError) as error:
@@ -119,33 +97,33 @@ def test_data_cut_at_every_byte_is_refused_with_file_and_fix(tmp_path: Path) -> 
         opened(tmp_path)
 
 
-def test_the_fix_that_the_message_names_works(tmp_path: Path) -> None:
-    folder = filled(tmp_path)
+def test_the_fix_that_the_message_names_works(tmp_path: Path, opened: Opened) -> None:
+    folder = filled(opened, tmp_path)
     os.truncate(only(folder, "*.data"), 5)
     for path in folder.glob("rows-00000-000.*"):
         path.unlink()
-    assert_resumes(tmp_path, [])
+    assert_resumes(opened, tmp_path, [])
 
 
-def test_data_cut_while_the_store_is_open_is_refused(tmp_path: Path) -> None:
-    folder = filled(tmp_path)
+def test_data_cut_while_the_store_is_open_is_refused(tmp_path: Path, opened: Opened) -> None:
+    folder = filled(opened, tmp_path)
     with opened(tmp_path) as store:
-        assert is_right(store, 5)
+        assert store.is_right(5)
         os.truncate(only(folder, "*.data"), 20)
         with pytest.raises(InputError, match="was cut to 20 bytes"):
-            store.read([key(5)])
+            store.read([store.key(5)])
 
 
 @pytest.mark.parametrize("appends", [0, 1, 2])
-def test_records_that_a_power_failure_left_as_zeros_are_not_rows(tmp_path: Path, appends: int) -> None:
-    index = only(filled(tmp_path), "*.index")
+def test_records_that_a_power_failure_left_as_zeros_are_not_rows(tmp_path: Path, appends: int, opened: Opened) -> None:
+    index = only(filled(opened, tmp_path), "*.index")
     raw, kept = index.read_bytes(), [number for numbers in APPENDS[:appends] for number in numbers]
     whole = len(raw) // 6 * len(kept)
     index.write_bytes(raw[:whole] + bytes(len(raw) - whole))
-    assert_resumes(tmp_path, kept)
+    assert_resumes(opened, tmp_path, kept)
 
 
-def damage(root: Path) -> str:
+def damage(opened: Opened, root: Path) -> str:
     """Open, verify and read the whole store: what was said of it. A wrong row fails the test."""
     said = []
     try:
@@ -153,7 +131,7 @@ def damage(root: Path) -> str:
             said += store.verify()
             for number in present(store):
                 try:
-                    right = is_right(store, number)
+                    right = store.is_right(number)
                 except InputError as error:
                     said.append(str(error))
                 else:
@@ -164,20 +142,20 @@ def damage(root: Path) -> str:
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
-def test_every_flipped_byte_is_detected_and_never_read(tmp_path: Path, mask: int) -> None:
-    for path in sorted(filled(tmp_path).iterdir()):
+def test_every_flipped_byte_is_detected_and_never_read(tmp_path: Path, mask: int, opened: Opened) -> None:
+    for path in sorted(filled(opened, tmp_path).iterdir()):
         raw = path.read_bytes()
         for position in range(len(raw)):
             path.write_bytes(raw[:position] + bytes([raw[position] ^ mask]) + raw[position + 1 :])
-            assert path.name in damage(tmp_path), (path, position)
+            assert path.name in damage(opened, tmp_path), (path, position)
         path.write_bytes(raw)
-    assert damage(tmp_path) == ""
+    assert damage(opened, tmp_path) == ""
 
 
-def test_every_byte_flipped_while_the_store_is_open_is_detected(tmp_path: Path) -> None:
-    folder = filled(tmp_path)
+def test_every_byte_flipped_while_the_store_is_open_is_detected(tmp_path: Path, opened: Opened) -> None:
+    folder = filled(opened, tmp_path)
     with opened(tmp_path) as store:
-        assert all(is_right(store, number) for number in ROWS)
+        assert all(store.is_right(number) for number in ROWS)
         for path in sorted(folder.iterdir()):
             raw = path.read_bytes()
             for position in range(len(raw)):
@@ -187,15 +165,15 @@ def test_every_byte_flipped_while_the_store_is_open_is_detected(tmp_path: Path) 
                 assert len(store.verify()) >= 1, (path, position)
                 if path.suffix == ".data":
                     with pytest.raises(InputError, match="is damaged"):
-                        store.read([key(number) for number in ROWS])
+                        store.read([store.key(number) for number in ROWS])
                 with path.open("r+b") as file:
                     file.write(raw)
         assert store.verify() == []
 
 
 @pytest.mark.parametrize("name", ["header.json", "shapes.json", "rows-00000-000.index", "rows-00000-000.data"])
-def test_a_lost_file_is_detected(tmp_path: Path, name: str) -> None:
-    folder = filled(tmp_path)
+def test_a_lost_file_is_detected(tmp_path: Path, name: str, opened: Opened) -> None:
+    folder = filled(opened, tmp_path)
     with opened(tmp_path) as store:
         (folder / name).unlink()
         assert any(name.partition(".")[0] in problem for problem in store.verify())
@@ -203,7 +181,7 @@ def test_a_lost_file_is_detected(tmp_path: Path, name: str) -> None:
         with pytest.raises(InputError, match="delete"):
             opened(tmp_path)
     else:
-        assert_resumes(tmp_path, [] if name.endswith("index") else list(ROWS))
+        assert_resumes(opened, tmp_path, [] if name.endswith("index") else list(ROWS))
 
 
 # Full disks
@@ -223,11 +201,11 @@ def full_after(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     monkeypatch.setattr(os, "pwrite", pwrite)
 
 
-def fill_until_full(store: Store, appends: Iterable[list[int]], done: list[int]) -> str:
+def fill_until_full(store: Any, appends: Iterable[list[int]], done: list[int]) -> str:
     """Append until the disk is full; return what was said, or nothing."""
     try:
         for numbers in appends:
-            append(store, numbers)
+            store.add(numbers)
             done += numbers
     except RunError as error:
         return str(error)
@@ -235,8 +213,8 @@ def fill_until_full(store: Store, appends: Iterable[list[int]], done: list[int])
 
 
 @pytest.mark.usefixtures("without_fsync")
-def test_a_disk_full_at_every_byte_leaves_a_store_that_resumes(tmp_path: Path) -> None:
-    needed = sum(path.stat().st_size for path in filled(tmp_path / "whole").glob("rows-*"))
+def test_a_disk_full_at_every_byte_leaves_a_store_that_resumes(tmp_path: Path, opened: Opened) -> None:
+    needed = sum(path.stat().st_size for path in filled(opened, tmp_path / "whole").glob("rows-*"))
     for budget in range(needed):
         root = tmp_path / str(budget)
         with pytest.MonkeyPatch.context() as monkeypatch, opened(root) as store:
@@ -249,12 +227,12 @@ def test_a_disk_full_at_every_byte_leaves_a_store_that_resumes(tmp_path: Path) -
             if budget % 2:
                 fill_up(store)
                 done = list(ROWS)
-        assert_resumes(root, done)
+        assert_resumes(opened, root, done)
         shutil.rmtree(root)
 
 
 @pytest.mark.parametrize("failing", [*range(1, 16)])
-def test_a_failing_fsync_is_an_error_and_resumes(tmp_path: Path, failing: int) -> None:
+def test_a_failing_fsync_is_an_error_and_resumes(tmp_path: Path, failing: int, opened: Opened) -> None:
     real, calls = os.fsync, [0]
 
     def fsync(handle: int) -> None:
@@ -276,7 +254,7 @@ def test_a_failing_fsync_is_an_error_and_resumes(tmp_path: Path, failing: int) -
         assert set(done) <= set(present(store))
         assert not list(store.folder.glob(".*"))
         kept = present(store)
-    assert_resumes(tmp_path, kept)
+    assert_resumes(opened, tmp_path, kept)
 
 
 @pytest.fixture
@@ -292,7 +270,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_is_really_full(small_disk: Path) -> None:
+def test_a_disk_that_is_really_full(small_disk: Path, opened: Opened) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(20_000))
     done: list[int] = []
@@ -304,9 +282,9 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
         assert store.rows == count
     with opened(small_disk) as store:
         assert store.rows == count
-        assert all(is_right(store, number) for number in range(0, count, 7))
+        assert all(store.is_right(number) for number in range(0, count, 7))
         ballast.unlink()
-        append(store, list(range(count + 50)))
+        store.add(list(range(count + 50)))
         assert store.rows == count + 50
-        assert all(is_right(store, number) for number in range(count + 50))
+        assert all(store.is_right(number) for number in range(count + 50))
         assert store.verify() == []

@@ -7,16 +7,16 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kdcore.errors import InputError
-from kdcore.recipe import Row
-from kdcore.teachers.store import Store, row_key
 
-SCHEMA = {"score": Row(), "tokens": Row(lengths="ids", dtype="int8")}
+Opened = Callable[..., Any]
 
 FILL = """
 import sys
@@ -39,33 +39,12 @@ with Store.open(Path(root), name="large", fingerprint="abc", schema=schema, writ
 """
 
 
-def key(number: int) -> bytes:
-    return row_key({"number": number})
-
-
-def row(number: int) -> dict[str, np.ndarray]:
-    return {"score": np.float32([number + 0.5, -number]), "tokens": np.arange(number % 4, dtype=np.int8) + number % 100}
-
-
-def opened(root: Path, writer: int = 0) -> Store:
-    return Store.open(root, name="large", fingerprint="abc", schema=SCHEMA, writer=writer)
-
-
-def append(store: Store, numbers: list[int]) -> None:
-    store.append([key(number) for number in numbers], [row(number) for number in numbers])
-
-
-def is_right(store: Store, number: int) -> bool:
-    read = store.read([key(number)])
-    return (read["score"][0] == row(number)["score"]).all() and np.array_equal(read["tokens"][0], row(number)["tokens"])
-
-
 def filling(root: Path, writer: int, first: int, last: int, step: int) -> subprocess.Popen[str]:
     arguments = [str(root), *map(str, (writer, first, last, step))]
     return subprocess.Popen([sys.executable, "-c", FILL, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_write_at_once(tmp_path: Path) -> None:
+def test_two_processes_write_at_once(tmp_path: Path, opened: Opened) -> None:
     processes = [filling(tmp_path, 0, 0, 300, 7), filling(tmp_path, 1, 200, 500, 9)]
     with opened(tmp_path, writer=2) as store:
         seen = 0
@@ -78,13 +57,15 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
             assert process.returncode == 0
         store.refresh()
         assert store.rows == 500
-        assert all(is_right(store, number) for number in range(500))
+        assert all(store.is_right(number) for number in range(500))
         assert store.verify() == []
         assert len(list(store.folder.glob("*.index"))) == 2
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_process_killed_while_filling_loses_nothing_that_it_reported(tmp_path: Path, seed: int) -> None:
+def test_a_process_killed_while_filling_loses_nothing_that_it_reported(
+    tmp_path: Path, seed: int, opened: Opened
+) -> None:
     chance, done, kills = random.Random(seed), 0, 0
     while done < 400:
         process = filling(tmp_path, 0, done, 400, 5)
@@ -101,46 +82,46 @@ def test_a_process_killed_while_filling_loses_nothing_that_it_reported(tmp_path:
         with opened(tmp_path, writer=1) as store:
             assert store.rows >= done
             assert store.rows % 5 == 0
-            assert all(is_right(store, number) for number in range(0, store.rows, 13))
+            assert all(store.is_right(number) for number in range(0, store.rows, 13))
     assert kills > 0
     with opened(tmp_path) as store:
         assert store.rows == 400
-        assert all(is_right(store, number) for number in range(400))
+        assert all(store.is_right(number) for number in range(400))
         assert store.verify() == []
 
 
-def test_writers_of_one_number_take_different_files(tmp_path: Path) -> None:
+def test_writers_of_one_number_take_different_files(tmp_path: Path, opened: Opened) -> None:
     with opened(tmp_path) as first, opened(tmp_path) as second:
-        append(first, [0, 1])
-        append(second, [2])
-        append(first, [3])
-        append(second, [1, 4])
+        first.add([0, 1])
+        second.add([2])
+        first.add([3])
+        second.add([1, 4])
         names = [path.name for path in sorted(first.folder.glob("*.index"))]
         assert names == ["rows-00000-000.index", "rows-00000-001.index"]
         for store in (first, second):
             store.refresh()
-            assert store.missing([key(number) for number in range(6)]) == [5]
-            assert all(is_right(store, number) for number in range(5))
+            assert store.missing([store.key(number) for number in range(6)]) == [5]
+            assert all(store.is_right(number) for number in range(5))
         assert first.verify() == []
     with opened(tmp_path, writer=0) as store:
-        append(store, [5])
+        store.add([5])
         assert len(list(store.folder.glob("*.index"))) == 2
 
 
-def test_of_two_rows_of_one_key_the_first_writers_is_read_by_everyone(tmp_path: Path) -> None:
+def test_of_two_rows_of_one_key_the_first_writers_is_read_by_everyone(tmp_path: Path, opened: Opened) -> None:
     with opened(tmp_path, writer=1) as late, opened(tmp_path, writer=0) as early:
-        append(early, [1])
-        append(late, [0])
-        early.append([key(0)], [{"score": np.float32([9, 9]), "tokens": np.int8([])}])
+        early.add([1])
+        late.add([0])
+        early.append([early.key(0)], [{"score": np.float32([9, 9]), "tokens": np.int8([])}])
         late.refresh()
         with opened(tmp_path, writer=2) as fresh:
             for store in (late, fresh):
                 assert store.rows == 2
-                assert store.read([key(0)])["score"].tolist() == [[9, 9]]
+                assert store.read([store.key(0)])["score"].tolist() == [[9, 9]]
 
 
-def test_two_first_rows_of_different_shape_cannot_both_enter(tmp_path: Path) -> None:
+def test_two_first_rows_of_different_shape_cannot_both_enter(tmp_path: Path, opened: Opened) -> None:
     with opened(tmp_path, writer=0) as first, opened(tmp_path, writer=1) as second:
-        append(first, [0])
+        first.add([0])
         with pytest.raises(InputError, match=r"shape \(1,\), the store's rows have \(2,\)"):
-            second.append([key(1)], [{"score": [1.0], "tokens": [1]}])
+            second.append([second.key(1)], [{"score": [1.0], "tokens": [1]}])

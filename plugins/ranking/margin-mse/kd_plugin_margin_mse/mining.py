@@ -9,7 +9,7 @@ from typing import Any
 import bm25s
 import numpy as np
 import Stemmer
-from attrs import frozen
+from attrs import field, frozen
 
 from kd_plugin_margin_mse.files import positions, quoted
 from kd_plugin_margin_mse.triples import make_triple, passage_text
@@ -27,7 +27,13 @@ class BM25:
 
     ids: Sequence[str]
     _index: bm25s.BM25
-    _order: np.ndarray
+    _order: np.ndarray = field(init=False)
+
+    @_order.default
+    def _rank_by_id(self) -> np.ndarray:
+        order = np.empty(len(self.ids), dtype=np.int64)
+        order[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
+        return order
 
     def search(self, queries: Sequence[str], depth: int) -> list[list[tuple[str, float]]]:
         """The ``depth`` best documents of each query, best first; equal scores are ordered by document id.
@@ -62,10 +68,7 @@ def bm25(corpus: Sequence[Example], k1: float = 1.5, b: float = 0.75) -> BM25:
         raise InputError("the corpus has no word that BM25 could index: give documents with text")
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
     index.index(words, show_progress=False)
-    ids = [document.id for document in corpus]
-    order = np.empty(len(ids), dtype=np.int64)
-    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
-    return BM25(ids, index, order)
+    return BM25([document.id for document in corpus], index)
 
 
 def _tokenize(texts: Sequence[str], return_ids: bool) -> Any:

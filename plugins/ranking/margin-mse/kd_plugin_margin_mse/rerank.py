@@ -12,9 +12,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from kd_plugin_margin_mse.students.base import RankingStudent, Represented
+from kd_plugin_margin_mse.students import RankingStudent, Represented, padded
 from kdcore.engine.predict import evaluating
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
@@ -27,7 +26,6 @@ __all__ = [
     "represent_passages",
     "rerank",
     "rerank_latency",
-    "token_rows",
 ]
 
 TokenIds = Sequence[int]
@@ -166,7 +164,7 @@ class PassageEncoder:
     def represented(self, passage_ids: Sequence[str]) -> Represented:
         """The passages, in that order, on the student's device."""
         tokens = [self._tokens[passage_id] for passage_id in passage_ids]
-        return self._student.represent_passages(*_padded(tokens, self._student.device))
+        return self._student.represent_passages(*padded(tokens, self._student.device))
 
 
 def rerank(
@@ -212,23 +210,13 @@ def rerank_latency(
     return 1000 * statistics.median(times[len(pairs[:2]) :])
 
 
-def token_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """The token ids of each text, cut at ``max_length`` tokens, without padding."""
-    if not texts:
-        return []
-    rows: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)[
-        "input_ids"
-    ]
-    return rows
-
-
 def represent_passages(
     student: RankingStudent, ids: Sequence[str], tokens: Sequence[TokenIds], batch_size: int = 128
 ) -> Iterator[tuple[list[str], Represented]]:
     """Represent passages, the longest first, in batches of similar length, for `PassageStore.build`."""
     for places in _by_length([len(row) for row in tokens], batch_size):
         with evaluating(student):
-            represented = student.represent_passages(*_padded([tokens[i] for i in places], student.device))
+            represented = student.represent_passages(*padded([tokens[i] for i in places], student.device))
         yield [ids[i] for i in places], represented
 
 
@@ -243,7 +231,7 @@ def encode(
     vectors = np.empty((0, 0), np.float32)
     for places in _by_length([len(row) for row in tokens], batch_size):
         with evaluating(student):
-            represented = represent(*_padded([tokens[i] for i in places], student.device))
+            represented = represent(*padded([tokens[i] for i in places], student.device))
         if represented.mask is not None:
             raise InputError(f"a {student.architecture} student cannot be indexed; use it to re-rank candidates")
         if not vectors.size:
@@ -257,7 +245,7 @@ def encode(
 def _scores(
     student: RankingStudent, query: TokenIds, ids: Sequence[str], passages: Passages, batch_size: int
 ) -> NDArray[np.float32]:
-    represented = student.represent_queries(*_padded([query], student.device))
+    represented = student.represent_queries(*padded([query], student.device))
     scores = np.empty(len(ids), np.float32)
     for places in _by_length([passages.length(passage_id) for passage_id in ids], batch_size):
         batch = passages.represented([ids[i] for i in places]).to(student.device)
@@ -271,14 +259,6 @@ def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
-def _padded(rows: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = np.array([len(row) for row in rows])
-    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
-    mask = np.arange(ids.shape[1]) < lengths[:, np.newaxis]
-    ids[mask] = np.concatenate([np.asarray(row, np.int64) for row in rows])
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
 def _rows(
     batches: Iterable[tuple[Sequence[str], Represented]], dtype: StoreDtype
 ) -> Iterator[tuple[str, NDArray[Any], bool]]:
@@ -286,7 +266,9 @@ def _rows(
     for ids, represented in batches:
         for passage_id, row in zip(ids, represented.to("cpu", getattr(torch, dtype)).rows(), strict=True):
             if not row.isfinite().all():
-                raise InputError(f"passage {passage_id!r}: not finite in {dtype}; use float32 or check the model")
+                raise InputError(
+                    f"passage {passage_id!r}: not finite in {dtype}; check the model, or set store_passages = false"
+                )
             yield passage_id, np.atleast_2d(row.numpy()), represented.mask is None
 
 

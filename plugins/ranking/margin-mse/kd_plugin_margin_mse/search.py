@@ -6,7 +6,7 @@
 
 A folder that can be searched holds the saved student (`RankingStudent.save`), ``passages.jsonl`` with the place of
 each line in ``passages.offsets.npy``, and either ``index/`` (a `PassageIndex`, BERT_DOT) or ``bm25/`` (candidates
-for the other students to re-rank), and perhaps ``store/`` (a `PassageStore`, which makes re-ranking faster).
+for the other students to re-rank) with ``store/`` (a `PassageStore`; without it the candidates are encoded).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from attrs import frozen
 
 from kd_plugin_margin_mse.index import PassageIndex
 from kd_plugin_margin_mse.mining import BM25, bm25
-from kd_plugin_margin_mse.rerank import PassageEncoder, PassageStore, encode, rerank, token_rows
-from kd_plugin_margin_mse.students import load_student
+from kd_plugin_margin_mse.rerank import PassageEncoder, PassageStore, encode, rerank
+from kd_plugin_margin_mse.students import load_student, token_rows
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing
 from kdcore.recipe import Example
 
-__all__ = ["Hit", "Searcher", "write_search_folder"]
+__all__ = ["STORE", "Hit", "Searcher", "write_search_folder"]
 
-PASSAGES, OFFSETS = "passages.jsonl", "passages.offsets.npy"
+PASSAGES, OFFSETS, STORE = "passages.jsonl", "passages.offsets.npy", "store"
 
 
 @frozen
@@ -72,7 +72,7 @@ class Searcher:
         self._texts = _Passages(folder)
         self._index = PassageIndex.load(folder / "index") if (folder / "index").is_dir() else None
         self._bm25 = _load_bm25(folder / "bm25") if self._index is None else None
-        self._store = PassageStore.open(folder / "store") if (folder / "store").is_dir() else None
+        self._store = PassageStore.open(folder / STORE) if (folder / STORE).is_dir() else None
         ids = self._index.ids if self._index is not None else self._bm25.ids if self._bm25 is not None else []
         if len(ids) != len(self._texts):
             raise InputError(f"{folder / PASSAGES}: {len(self._texts)} passages, {len(ids)} indexed; write it again")
@@ -115,7 +115,7 @@ def write_search_folder(
 ) -> None:
     """Make the folder of a saved student searchable; an earlier index, BM25 index and store are removed.
 
-    To re-rank from stored passages, write ``folder / "store"`` with `PassageStore.build` afterwards.
+    To re-rank from stored passages, write ``folder / STORE`` with `PassageStore.build` afterwards.
 
     :param ids: the passages' ids, each once.
     :param texts: the passages as the student read them, in the same order.
@@ -139,7 +139,7 @@ def write_search_folder(
                 kept.append(Example({"title": "", "text": text}, id=passage_id))
     temporary.replace(folder / PASSAGES)
     np.save(folder / OFFSETS, np.frombuffer(offsets, np.int64), allow_pickle=False)
-    for earlier in ("index", "bm25", "store"):
+    for earlier in ("index", "bm25", STORE):
         shutil.rmtree(folder / earlier, ignore_errors=True)
     if index is not None:
         index.save(folder / "index")
@@ -203,6 +203,4 @@ def _load_bm25(folder: Path) -> BM25:
         index: Any = bm25s.BM25.load(folder, show_progress=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no BM25 index ({error}); write it again") from None
-    order = np.empty(len(ids), np.int64)
-    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
-    return BM25(ids, index, order)
+    return BM25(ids, index)

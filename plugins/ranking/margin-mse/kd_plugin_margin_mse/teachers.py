@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 Pair = tuple[str, str]
-Triple = tuple[str, str, str]
 
 
 @frozen(eq=False)
@@ -186,50 +185,18 @@ class EmbeddingTeacher(PairTeacher):
 
 
 class EnsembleTeacher(PairTeacher):
-    """The mean of several teachers' scores (the paper's T2).
-
-    The teacher with the widest margins rules a plain mean. `standardise` removes that: each teacher's scores
-    are then divided by the standard deviation of its own margins and multiplied by the mean of all teachers'
-    deviations, which keeps the scale of the whole.
+    """The mean of several teachers' scores as they are (the paper's T2): the one with the widest margins rules it.
 
     :param teachers: at least two.
     """
 
-    weights: Tensor
-
     def __init__(self, teachers: Sequence[PairTeacher]) -> None:
         super().__init__()
         self.teachers = nn.ModuleList(teachers)
-        self.register_buffer("weights", torch.ones(len(teachers)))
         self.eval()
 
-    def standardise(self, triples: Sequence[Triple]) -> None:
-        """Measure the teachers' margins on (query, positive, negative) texts, and weigh by them from now on.
-
-        Call it once, before the first `scores`, on a fixed sample of the training triples.
-
-        :raises InputError: a teacher's margins do not vary, or there are fewer than two triples.
-        """
-        if len(triples) < 2:
-            raise InputError(f"standardising teachers needs at least 2 training triples, not {len(triples)}")
-        deviations = []
-        for number, teacher in enumerate(self._members(), 1):
-            pairs = [(query, text) for query, positive, negative in triples for text in (positive, negative)]
-            positive, negative = teacher.scores(pairs).view(-1, 2).unbind(1)
-            deviations.append((positive - negative).std())
-            if not deviations[-1] > 0:
-                raise InputError(f"teacher {number} of the ensemble gives every triple the same margin; leave it out")
-        spread = torch.stack(deviations)
-        self.weights.copy_(spread.mean() / spread)
-
-    def _members(self) -> Iterator[PairTeacher]:
-        for teacher in self.teachers:
-            assert isinstance(teacher, PairTeacher)
-            yield teacher
-
     def _scores(self, pairs: Sequence[Pair]) -> Tensor:
-        scores = torch.stack([teacher.scores(pairs) for teacher in self._members()])
-        return (scores * self.weights.to(scores).unsqueeze(1)).mean(0)
+        return torch.stack([teacher(pairs) for teacher in self.teachers]).mean(0)
 
 
 def load_teacher(source: str, *, max_length: int = 256, batch_size: int = 64) -> PairTeacher:

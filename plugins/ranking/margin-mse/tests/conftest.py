@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -18,6 +19,21 @@ from transformers import (
     DistilBertConfig,
     DistilBertModel,
 )
+
+HEADER = "query-id\tcorpus-id\tscore\n"
+DOCUMENTS = {
+    "d1": ("Tea", "Tea is brewed from leaves."),
+    "d2": ("", "Coffee is brewed from beans."),
+    "d3": ("Water.", "Water boils at 100 degrees."),
+    "d4": ("Milk", ""),
+}
+QUERIES = {
+    "q1": "how is tea made",
+    "q2": "how is coffee made",
+    "q3": "when does water boil",
+    "q4": "what is milk",
+    "q5": "an unjudged question",
+}
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +96,10 @@ def tiny_cross_encoders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any
     )
 
 
+def _jsonl(rows: Iterable[dict[str, str]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 @pytest.fixture(scope="session")
 def beir_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder of Python's own help: a topic's first sentence is the query, the rest of its text the passage."""
@@ -94,10 +114,35 @@ def beir_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = [{"_id": name, "title": "", "text": passage} for name, _, passage in chosen]
     queries = [{"_id": f"q-{name}", "text": query} for name, query, _ in chosen[:20]]
     for file, rows in (("corpus", corpus), ("queries", queries)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{file}.jsonl").write_text(text, encoding="utf-8")
+        (folder / f"{file}.jsonl").write_text(_jsonl(rows), encoding="utf-8")
     (folder / "qrels").mkdir()
     for split, part in (("train", chosen[:14]), ("test", chosen[14:20])):
         rows = ["query-id\tcorpus-id\tscore", *(f"q-{name}\t{name}\t1" for name, _, _ in part)]
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """A BEIR folder of four documents and five queries, three of them for training."""
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = _jsonl({"_id": k, "title": title, "text": text} for k, (title, text) in DOCUMENTS.items())
+    (folder / "corpus.jsonl").write_text(corpus)
+    (folder / "queries.jsonl").write_text(_jsonl({"_id": k, "text": text} for k, text in QUERIES.items()))
+    (folder / "qrels/train.tsv").write_text(HEADER + "q1\td1\t1\nq2\td2\t2\nq2\td1\t0\nq4\td4\t1\n")
+    (folder / "qrels/test.tsv").write_text(HEADER + "q3\td3\t1\n")
+    return folder
+
+
+@pytest.fixture
+def marco(tmp_path: Path) -> Path:
+    """The same as an MS MARCO folder."""
+    folder = tmp_path / "marco"
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("".join(f"{k}\t{a} {b}\n" for k, (a, b) in DOCUMENTS.items()))
+    (folder / "queries.train.tsv").write_text("".join(f"{k}\t{QUERIES[k]}\n" for k in ("q1", "q2", "q4", "q5")))
+    (folder / "queries.dev.small.tsv").write_text(f"q3\t{QUERIES['q3']}\n")
+    (folder / "qrels.train.tsv").write_text("q1\t0\td1\t1\nq2\t0\td2\t1\nq4\t0\td4\t1\n")
+    (folder / "qrels.dev.small.tsv").write_text("q3 0 d3 1\n")
     return folder

@@ -241,11 +241,29 @@ def test_folders(fail: Fail, data: Path) -> None:
         (["negatives_skip=200"], "check the train qrels, negatives_skip and negatives_depth"),
         (["teacher_scores=/none.tsv"], "/none.tsv: cannot be read (No such file or directory)"),
         (["teacher_scores={empty}"], "cannot be read (Is a directory)"),
+        (
+            ["teacher_scores=/none.tsv", "negatives=student", "warmup_steps=50"],
+            'teacher_scores and negatives = "student": the file names its own triples, so none are mined; unset one',
+        ),
         (["architecture=bert"], "architecture"),
     ],
 )  # fmt: skip
 def test_models_and_settings(fail: Fail, models: Models, data: Path, settings: list[str], message: str) -> None:
     assert message in fail(data, *(setting.format(**models) for setting in settings))
+
+
+@pytest.mark.parametrize("student", ["/none/model", "{empty}", "{vectors}"])
+def test_a_dry_run_refuses_a_student_that_is_not_there(
+    models: Models, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], student: str
+) -> None:
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("the 0.1 0.2\n", encoding="utf-8")
+    student = student.format(**models, vectors=vectors)
+    assert main(["run", "--dry-run", *arguments(models, data, f"student={student}")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"kdcore: error: {student}: no ")
+    assert error.endswith(" that save_pretrained wrote, or a hub name\n")
+    assert main(["run", "--dry-run", *arguments(models, data, "architecture=tk", f"student={vectors}")]) == 0
 
 
 def test_a_teacher_of_nan_stores_nothing(fail: Fail, models: Models, data: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
-from kd_plugin_margin_mse import evaluation, timing
+from kd_plugin_margin_mse import Searcher, evaluation, timing
 from kd_plugin_margin_mse.formats import read_collection
 from kd_plugin_margin_mse.measures import measure
 from kd_plugin_margin_mse.mining import BM25, bm25
@@ -18,6 +19,7 @@ from kd_plugin_margin_mse.plugin import MarginMSE
 from kd_plugin_margin_mse.teachers import PairTeacher
 
 from kdcore.data.splits import Splits
+from kdcore.engine.models import Models
 from kdcore.errors import InputError
 from kdcore.run import Run
 
@@ -128,3 +130,38 @@ def test_mixed_teachers_are_refused_with_the_recipe(
         MarginMSE(teacher=f"{MINILM},/none/model"),
     ):
         assert plugin.recipe(run).stages[-1].teachers
+
+
+@pytest.mark.parametrize("architecture", ["colbert", "prett", "tk"])
+def test_a_saved_student_ranks_alike_from_its_store_and_by_encoding(
+    run: Run, architecture: str, tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    plugin = MarginMSE(architecture=architecture, student=tiny_bert, dim=16, store_passages=True)
+    [stage] = plugin.recipe(run).stages
+    assert stage.build is not None
+    models = Models(stage.build(run))
+    plugin.save(run, models, tmp_path / "stored")
+    attrs.evolve(plugin, store_passages=False).save(run, models, tmp_path / "bare")
+    assert not (tmp_path / "bare" / "store").exists()
+    stored, bare = (Searcher(tmp_path / name, device="cpu") for name in ("stored", "bare"))
+    monkeypatch.setattr(stored.student, "represent_passages", lambda *given: pytest.fail("a passage was encoded"))
+    queries = [query["query"] for query in run.data["train"]]
+    for found, encoded in zip(stored.search_many(queries, 40), bare.search_many(queries, 40), strict=True):
+        expected = {hit.id: hit.score for hit in encoded}
+        noise = 0.01 * (encoded[0].score - encoded[-1].score)
+        assert len(found) == len(expected) > 2
+        assert {hit.id: hit.score for hit in found} == pytest.approx(expected, abs=noise)
+        assert [expected[hit.id] for hit in found] == pytest.approx(list(expected.values()), abs=noise)
+
+
+@pytest.mark.parametrize("store_passages", [True, False])
+def test_the_latency_of_a_student_that_reranks_is_that_of_its_saved_folder(
+    run: Run, tiny_bert: str, store_passages: bool
+) -> None:
+    plugin = MarginMSE(architecture="prett", student=tiny_bert, store_passages=store_passages)
+    [stage] = plugin.recipe(run).stages
+    assert stage.build is not None
+    metrics = {m.name: m.value for m in plugin.evaluate(run, stage.build(run)["student"], "student", "test")}
+    which = "stored passages" if store_passages else "passages encoded"
+    assert metrics["latency_ms"] == metrics[f"rerank ms ({which})"]

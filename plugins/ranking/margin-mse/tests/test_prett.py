@@ -65,7 +65,7 @@ def test_apart_then_joint_equals_a_block_diagonal_mask(
 
 def test_passage_states_do_not_depend_on_the_query_but_scores_do(tiny_bert: str, tokenizer: Any) -> None:
     prett = student(tiny_bert, split=2)
-    passages = prett.store_passages(*tokenize(tokenizer, PASSAGES, 40))
+    passages = prett.represent_passages(*tokenize(tokenizer, PASSAGES, 40))
     assert passages.mask is not None
     assert passages.values.shape[1] == max(len(tokenizer(text)["input_ids"]) for text in PASSAGES) - 1
     queries = prett.represent_queries(*tokenize(tokenizer, QUERIES, 12))

@@ -10,7 +10,8 @@ import attrs
 import pytest
 import torch
 from kd_plugin_margin_mse import MarginMSE
-from kd_plugin_margin_mse.plugin import Architecture, Loss
+from kd_plugin_margin_mse.plugin import Loss
+from kd_plugin_margin_mse.students import Architecture
 
 from kdcore.config import configure
 from kdcore.engine.experiment import execute

@@ -17,9 +17,8 @@ from kd_plugin_margin_mse.rerank import (
     represent_passages,
     rerank,
     rerank_latency,
-    token_rows,
 )
-from kd_plugin_margin_mse.students import Architecture, RankingStudent, Represented, build_student, tokenize
+from kd_plugin_margin_mse.students import Architecture, RankingStudent, Represented, build_student, token_rows, tokenize
 from kd_plugin_margin_mse.students.encoder import encoder_blocks
 
 from kdcore.errors import InputError
@@ -188,7 +187,7 @@ def test_bad_input(tmp_path: Path) -> None:
     store = PassageStore.build([(["a", "b"], vectors)])
     with pytest.raises(InputError, match="'c' is not in the store of 2"):
         store.represented(["a", "c"])
-    with pytest.raises(InputError, match="'b': not finite in float16; use float32"):
+    with pytest.raises(InputError, match="'b': not finite in float16; check the model, or set store_passages"):
         PassageStore.build([(["a", "b"], vectors)], dtype="float16")
     with pytest.raises(InputError, match="ids repeat"):
         PassageStore.build([(["a", "a"], vectors)], folder=tmp_path / "store")

@@ -14,9 +14,9 @@ import torch
 from kd_plugin_margin_mse import Searcher
 from kd_plugin_margin_mse.index import PassageIndex
 from kd_plugin_margin_mse.mining import bm25
-from kd_plugin_margin_mse.rerank import PassageStore, encode, represent_passages, token_rows
+from kd_plugin_margin_mse.rerank import PassageStore, encode, represent_passages
 from kd_plugin_margin_mse.search import write_search_folder
-from kd_plugin_margin_mse.students import Architecture, RankingStudent, build_student, tokenize
+from kd_plugin_margin_mse.students import Architecture, RankingStudent, build_student, token_rows, tokenize
 
 from kdcore.errors import InputError
 from kdcore.recipe import Example

@@ -1,4 +1,4 @@
-"""What holds for every student: padding, stored passages, triples, saving, gradients, sources."""
+"""What holds for every student: padding, represented passages, triples, saving, gradients, sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from kd_plugin_margin_mse.students import (
     Architecture,
     RankingStudent,
-    Represented,
     build_student,
     load_student,
     tokenize,
@@ -70,25 +69,10 @@ def test_what_padding_holds_is_ignored(architecture: str, tiny_bert: str, tokeni
     torch.testing.assert_close(other, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_stored_passages_score_as_in_training(architecture: str, device: str, tiny_bert: str, tokenizer: Any) -> None:
-    student = make(architecture, tiny_bert, device)
-    query_ids, query_mask, passage_ids, passage_mask = tokens(tokenizer, device)
-    expected = student(query_ids, query_mask, passage_ids, passage_mask)
-    queries = student.represent_queries(query_ids, query_mask)
-    stored = student.store_passages(passage_ids, passage_mask)
-    assert stored.values.device.type == "cpu"
-    assert not stored.values.requires_grad
-    reread = Represented.from_rows(stored.rows())
-    torch.testing.assert_close(student.score(queries, reread), expected, atol=1e-5, rtol=1e-5)
-    halved = student.store_passages(passage_ids, passage_mask, torch.float16)
-    torch.testing.assert_close(student.score(queries, halved), expected, atol=0.05, rtol=0.01)
-
-
 def test_one_query_is_reranked_against_many_passages(architecture: str, tiny_bert: str, tokenizer: Any) -> None:
     student = make(architecture, tiny_bert)
     query_ids, query_mask, passage_ids, passage_mask = tokens(tokenizer)
-    passages = student.store_passages(passage_ids, passage_mask)
+    passages = student.represent_passages(passage_ids, passage_mask)
     scores = student.score(student.represent_queries(query_ids[1:2], query_mask[1:2]).expand(3), passages)
     expected = student(query_ids[[1, 1, 1]], query_mask[[1, 1, 1]], passage_ids, passage_mask)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)

@@ -195,28 +195,19 @@ def test_a_query_is_timed_from_its_token_ids_to_its_vector_on_the_cpu(monkeypatc
     torch.testing.assert_close(vector.numpy(), embedded.queries[3], atol=1e-5, rtol=1e-5)
 
 
+def test_the_teacher_with_the_widest_margins_rules_an_ensemble() -> None:
+    members = [Counting(1.0), Counting(-100.0)]
+    expected = torch.stack([member.scores(PAIRS) for member in members]).mean(0)
+    assert torch.equal(EnsembleTeacher(members).scores(PAIRS), expected)
+    assert expected.argsort().tolist() == members[1].scores(PAIRS).argsort().tolist()
+
+
 def test_ensemble_is_the_mean(tokenizer: Any, tmp_path: Path) -> None:
     sources = [cross_encoder(tmp_path / str(seed), tokenizer, seed=seed) for seed in (1, 2)]
     single = [load_teacher(source).scores(PAIRS) for source in sources]
     ensemble = load_teacher(", ".join(sources))
     assert isinstance(ensemble, EnsembleTeacher)
     torch.testing.assert_close(ensemble.scores(PAIRS), torch.stack(single).mean(0))
-
-
-def test_standardised_ensemble_lets_no_teacher_rule() -> None:
-    triples = [("q", "a" * n, "b" * m) for n, m in ((3, 1), (9, 2), (4, 4), (1, 7))]
-    members = [Counting(1.0), Counting(100.0)]
-    ensemble = EnsembleTeacher(members)
-    ensemble.standardise(triples)
-    margins = torch.tensor([float(len(positive) - len(negative)) for _, positive, negative in triples])
-    spread = torch.stack([margins.std(), 100 * margins.std()])
-    torch.testing.assert_close(ensemble.weights, spread.mean() / spread)
-    long, short = [("q", "a" * 9)], [("q", "bb")]
-    weighted = [w * (member.scores(long) - member.scores(short)) for w, member in zip(ensemble.weights, members)]
-    torch.testing.assert_close(weighted[0], weighted[1])  # both now have the same margins
-    torch.testing.assert_close(ensemble.scores(long) - ensemble.scores(short), weighted[0])
-    with pytest.raises(InputError, match="teacher 1 of the ensemble gives every triple the same margin"):
-        ensemble.standardise([("q", "aa", "b"), ("q", "cc", "d")])
 
 
 def test_scores_that_are_not_finite_are_reported() -> None:

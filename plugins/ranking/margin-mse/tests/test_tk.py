@@ -124,6 +124,14 @@ def test_model_without_word_file_lends_its_embeddings(tiny_bert: str, tokenizer:
     torch.testing.assert_close(norms, represented.mask.float())
 
 
+def test_layers_are_those_of_its_own_transformer_and_two_where_unset(glove: str, tiny_bert: str) -> None:
+    for source in (glove, tiny_bert):
+        for layers, built in ((None, 2), (3, 3)):
+            student = build_student("tk", source, layers=layers)
+            assert isinstance(student, TK)
+            assert len(student.context.layers) == built
+
+
 def test_kernel_parameters_have_a_name_of_their_own(glove: str) -> None:
     names = [name for name, _ in build_student("tk", glove).named_parameters()]
     assert [name for name in names if name.startswith("kernels.")] == ["kernels.linear.weight"]

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from kd_plugin_margin_mse.students.base import OPTIONS_FILE, RankingStudent, Represented
-from kd_plugin_margin_mse.students.bert_dot import BertDot
+from kd_plugin_margin_mse.students.bert_dot import BertDot, Pooling
 from kd_plugin_margin_mse.students.colbert import ColBERT
 from kd_plugin_margin_mse.students.encoder import embedding_matrix, encoder_blocks, load_encoder
 from kd_plugin_margin_mse.students.prett import PreTT
 from kd_plugin_margin_mse.students.tk import TK
-from kd_plugin_margin_mse.students.tokenizer import load_tokenizer, tokenize, word_vector_matrix
+from kd_plugin_margin_mse.students.tokenizer import load_tokenizer, padded, token_rows, tokenize, word_vector_matrix
 from kdcore.errors import InputError
 from kdcore.files import read_json
 
@@ -30,12 +30,15 @@ __all__ = [
     "Architecture",
     "BertDot",
     "ColBERT",
+    "Pooling",
     "PreTT",
     "RankingStudent",
     "Represented",
     "build_student",
     "load_student",
     "load_tokenizer",
+    "padded",
+    "token_rows",
     "tokenize",
 ]
 
@@ -49,7 +52,7 @@ def build_student(
     model: str,
     *,
     layers: int | None = None,
-    pooling: Literal["cls", "mean"] = "cls",
+    pooling: Pooling = "cls",
     dim: int = 768,
     split: int | None = None,
     query_length: int = 30,

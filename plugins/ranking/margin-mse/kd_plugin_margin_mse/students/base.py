@@ -76,15 +76,6 @@ class Represented:
             return [row.clone() for row in self.values]
         return [row[mask] for row, mask in zip(self.values, self.mask)]
 
-    @classmethod
-    def from_rows(cls, rows: Sequence[Tensor]) -> Represented:
-        """The inverse of `rows`: (dim,) each, or (tokens, dim) each, padded to the longest."""
-        if rows[0].dim() == 1:
-            return cls(torch.stack(list(rows)))
-        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-        values = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-        return cls(values, torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1))
-
 
 class RankingStudent(nn.Module, ABC):
     """A model that scores query-passage pairs and whose passages can be represented ahead of time.
@@ -143,16 +134,6 @@ class RankingStudent(nn.Module, ABC):
         scores = self.score(Represented.concatenate([queries, queries]), passages)
         positive, negative = scores.view(2, -1).unbind()
         return positive, negative
-
-    @torch.no_grad()
-    def store_passages(
-        self, input_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype = torch.float32
-    ) -> Represented:
-        """Represent passages for a store: on the CPU, without gradient, in ``dtype`` (float16 halves the store).
-
-        `score` reads them back in any dtype. In float32 the scores are those of `forward`.
-        """
-        return self.represent_passages(input_ids, attention_mask).to("cpu", dtype)
 
     @property
     def device(self) -> torch.device:

@@ -16,9 +16,19 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kd_plugin_margin_mse.sources import transformer_folder
+from kdcore.data.batch import Batch
+from kdcore.data.padding import pad
 from kdcore.errors import InputError
 
-__all__ = ["load_tokenizer", "read_word_vectors", "tokenize", "word_tokenizer", "word_vector_matrix"]
+__all__ = [
+    "load_tokenizer",
+    "padded",
+    "read_word_vectors",
+    "token_rows",
+    "tokenize",
+    "word_tokenizer",
+    "word_vector_matrix",
+]
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 
@@ -44,17 +54,25 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
-    """Token ids, int64 (batch, length), and their mask, bool (batch, length), padded on the right.
+def token_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """The token ids of each text, cut at ``max_length`` tokens (special ones included), without padding."""
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)[
+        "input_ids"
+    ]
+    return rows
 
-    :param max_length: each text is cut there, special tokens included.
-    """
-    rows = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), int(lengths.max())), tokenizer.pad_token_id)
-    for place, row in zip(ids, rows):
-        place[: len(row)] = torch.tensor(row)
-    return ids, torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Token ids, int64 (batch, length), padded with 0 on the right, and their mask, bool (batch, length)."""
+    batch = Batch(pad([{"ids": row} for row in rows]), ())
+    return batch["ids"].to(device), batch.mask("ids").to(device)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:
+    """`padded` of `token_rows`."""
+    return padded(token_rows(tokenizer, texts, max_length))
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:

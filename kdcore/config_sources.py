@@ -12,12 +12,12 @@ from kdcore.structure import show, words
 if TYPE_CHECKING:
     from kdcore.plugins import LoadedPlugin
 
-__all__ = ["KeyPath", "Sources"]
+__all__ = ["ConfigSources", "KeyPath"]
 
 KeyPath = tuple[str, ...]
 
 
-class Sources:
+class ConfigSources:
     """One nested table of values, and for each value where it came from."""
 
     def __init__(self, file: Path | None) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from kdcore.config_sources import ConfigSources
 from kdcore.errors import InputError
-from kdcore.sources import Sources
 
 
 def overridden(*texts: str) -> dict[str, Any]:
-    sources = Sources(None)
+    sources = ConfigSources(None)
     for text in texts:
         sources.override(text)
     return sources.table
@@ -50,7 +50,7 @@ def test_what_is_no_key_is_refused_with_an_example(text: str) -> None:
 def test_each_value_is_blamed_on_who_set_it_last(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("steps = 1\n[student]\nlayers = 2\nwidth = 3\n")
-    sources = Sources(file)
+    sources = ConfigSources(file)
     sources.override("student.layers=4")
     sources.set(("run", "seed"), 1, "--seed")
     assert sources.origin(("student", "layers"), "default") == "--set"
@@ -59,13 +59,13 @@ def test_each_value_is_blamed_on_who_set_it_last(tmp_path: Path) -> None:
     assert sources.origin(("run", "seed"), "default") == "--seed"
     sources.set(("student", "layers"), 5, "--layers")
     assert sources.origin(("student", "layers"), "default") == "--layers"
-    assert Sources(None).origin(("steps",), "default") == "default"
+    assert ConfigSources(None).origin(("steps",), "default") == "default"
 
 
 def test_a_table_is_taken_once_and_must_be_one(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("joiner = 3\n[run]\nseed = 1\n")
-    sources = Sources(file)
+    sources = ConfigSources(file)
     assert sources.pop_table("run") == {"seed": 1}
     assert sources.pop_table("run") == {}
     with pytest.raises(InputError, match=r"run\.toml: joiner = 3 must be a table \[joiner\]"):
@@ -75,6 +75,6 @@ def test_a_table_is_taken_once_and_must_be_one(tmp_path: Path) -> None:
 def test_the_files_plugins_are_no_value(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("plugins = ['owner', 'joiner']\nsteps = 1\n")
-    assert Sources(file).references() == ("owner", "joiner")
-    assert Sources(file).table == {"steps": 1}
-    assert Sources(None).references() == ()
+    assert ConfigSources(file).references() == ("owner", "joiner")
+    assert ConfigSources(file).table == {"steps": 1}
+    assert ConfigSources(None).references() == ()
