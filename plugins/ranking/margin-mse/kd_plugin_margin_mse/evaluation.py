@@ -52,7 +52,7 @@ class Settings:
     depth: int
     relevant_from: int
     index: IndexKind
-    store_passages: bool = True
+    store_passages: bool = False
 
 
 def bm25_candidates(run: Run, queries: Sequence[Example], depth: int) -> Rankings:
