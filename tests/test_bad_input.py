@@ -110,7 +110,7 @@ BROKEN: dict[str, tuple[tuple[Change, ...], int, str]] = {
     "a misspelt argument": (((STAGE[0], "stepz=3,"),), 2, "unexpected keyword argument 'stepz' (in hook recipe"),
     "a recipe that raises": ((('headline="accuracy"', "headline=self.none"),), 1,
      "has no attribute 'none' (in hook recipe of plugin soft-labels)"),
-    "data that are no splits": ((("return {\n", "return None\n        return {\n"),), 2, "gave NoneType; return named"),
+    "data that are no splits": ((("return {\n", "return None\n    return {\n"),), 2, "gave NoneType; return named"),
     "data that raise": (((DATA, "chosen = nothing()"),), 1, "in the recipe's data of plugin soft-labels"),
     "data of no Examples": ((('"test": [e for', '"test": [e.id for'),), 2, "has a str in test; make it an Example"),
     "ids twice": (((DATA, f"{DATA} * 2"),), 2, "ids twice, first"),
