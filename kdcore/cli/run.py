@@ -57,7 +57,7 @@ the input, a full disk, permissions; 130 interrupted (resumable).""",
 @click.option("--device", type=click.Choice(DEVICES), help="Where to train.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--workers", type=int, metavar="N", help="Processes that load data.")
-@click.option("--dry-run", is_flag=True, help="Check everything, load nothing big, print the plan and its cost.")
+@click.option("--dry-run", is_flag=True, help="Check everything, load nothing big, print the plan and its steps.")
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
