@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdcore.errors import InputError
 
-__all__ = ["refuse_missing", "resolve_source"]
+__all__ = ["is_path", "resolve_source", "sources_in"]
 
 PACKAGE = "package:"
 
@@ -38,10 +38,11 @@ def resolve_source(source: str) -> str:
     return str(folder)
 
 
-def refuse_missing(source: str) -> None:
-    """Refuse a source that is written as a path and is none; a name of ``owner/model`` may be a hub's.
+def is_path(source: str) -> bool:
+    """Whether a source is written as a path; a name of ``owner/model`` may be a hub's."""
+    return source.startswith(("/", ".", "~")) or source.count("/") > 1
 
-    :raises InputError: there is no such file or folder.
-    """
-    if (source.startswith(("/", ".", "~")) or source.count("/") > 1) and not Path(source).exists():
-        raise InputError(f"{source}: no such file or folder; name one that is there, or a hub name")
+
+def sources_in(sources: str) -> list[str]:
+    """The names in a text of several sources joined by commas."""
+    return [name for name in map(str.strip, sources.split(",")) if name]

@@ -15,7 +15,7 @@ from kdcore.config import Configuration
 from kdcore.data.splits import Splits
 from kdcore.engine.stages import ordered
 from kdcore.errors import InputError, PluginError
-from kdcore.model_source import refuse_missing, resolve_source
+from kdcore.model_source import is_path, resolve_source, sources_in
 from kdcore.names import RULE, is_name
 from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Recipe, Stage
@@ -102,9 +102,10 @@ def refuse_missing_sources(source: str, stages: Sequence[Stage]) -> None:
     :raises InputError: a path without a file or folder, or a package that is not installed.
     """
     made = {stage.name for stage in stages}
-    for name in filter(None, map(str.strip, source.split(","))):
-        if name.partition("/")[0] not in made:
-            refuse_missing(resolve_source(name))
+    for name in sources_in(source):
+        resolved = resolve_source(name)
+        if name.partition("/")[0] not in made and is_path(resolved) and not Path(resolved).exists():
+            raise InputError(f"{resolved}: no such file or folder; name one that is there, or a hub name")
 
 
 def _names(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -167,7 +168,7 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
 
 def public_source(source: str) -> str:
     """A source without the machine's folders: hub names as they are, paths by their last part."""
-    parts = [Path(part).resolve().name if Path(part).exists() else part for part in source.split(",") if part]
+    parts = [Path(part).resolve().name if Path(part).exists() else part for part in sources_in(source)]
     return ", ".join(parts)
 
 

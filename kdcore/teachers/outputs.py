@@ -15,6 +15,7 @@ from kdcore.engine.loader import fixed_item
 from kdcore.engine.models import hash_weights
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import InputError, PluginError, blaming
+from kdcore.model_source import sources_in
 from kdcore.recipe import Example, Stage, Teacher
 from kdcore.teachers.store import Store, fingerprint_path, row_key
 
@@ -110,7 +111,7 @@ class StageTeachers:
     def _fingerprints(self, teacher: Teacher) -> list[str]:
         """The hash of each source's contents; ``"stage/module"`` is the file that the finished stage left."""
         found = []
-        for source in filter(None, map(str.strip, teacher.source.split(","))):
+        for source in sources_in(teacher.source):
             made_here = source.partition("/")[0] in self.run.stage_folders
             found.append(fingerprint_path(str(self.run.source(source))) if made_here else self.hash_source(source))
         return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcore.errors import InputError
 from kdcore.files import read_json
-from kdcore.model_source import resolve_source
+from kdcore.model_source import is_path, resolve_source
 
 __all__ = ["transformer_folder"]
 
@@ -22,7 +22,7 @@ def transformer_folder(source: str) -> str:
     source = resolve_source(source)
     folder = Path(source)
     if not folder.is_dir():
-        if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        if is_path(source):
             raise InputError(f"{source}: no such folder; name one that save_pretrained wrote, or a hub name")
         return source
     if (folder / "modules.json").is_file():
