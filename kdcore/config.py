@@ -21,7 +21,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 from kdcore.config_sources import ConfigSources, KeyPath
 from kdcore.errors import InputError, PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo, load
-from kdcore.recipe import option
+from kdcore.options import option
 from kdcore.structure import MismatchError, converter, flatten, show
 
 __all__ = ["Configuration", "RunOptions", "configure", "read_run", "settings_of"]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import attrs
 from attrs import field, frozen
+
+from kdcore.options import one_of, option, positive
 
 if TYPE_CHECKING:
     import torch
@@ -36,61 +37,6 @@ __all__ = [
     "Turn",
     "option",
 ]
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
-    between: tuple[float, float] | None = None,
-    choices: Sequence[Any] | None = None,
-) -> Any:
-    """Make one configuration field of a plugin.
-
-    :param default: the value of the demo; its field's annotation is enforced strictly (``"7"`` is no int).
-    :param help: one line, printed above the key by ``kdcore config NAME``.
-    :param above: exclusive lower bound.
-    :param least: inclusive lower bound.
-    :param most: inclusive upper bound.
-    :param between: both inclusive bounds.
-    :param choices: the allowed values.
-    """
-    low, high = between if between is not None else (least, most)
-    bounds: list[tuple[str, Callable[[Any], bool]]] = []
-    if above is not None:
-        bounds.append((f"above {above}", lambda value: value > above))
-    if low is not None:
-        bounds.append((f"at least {low}", lambda value: value >= low))
-    if high is not None:
-        bounds.append((f"at most {high}", lambda value: value <= high))
-    if choices is not None:
-        bounds.append((f"one of {', '.join(map(str, choices))}", lambda value: value in choices))
-
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value != value:
-            raise ValueError(f"{attribute.name} = {value!r} must be a number")
-        for words, holds in bounds:
-            if value is not None and not holds(value):
-                raise ValueError(f"{attribute.name} = {value!r} must be {words}")
-
-    limits = "; ".join(words for words, _ in bounds)
-    return field(default=default, validator=check, metadata={"help": help, "bounds": limits, "choices": choices})
-
-
-def _positive(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{attribute.name} = {value!r} must be at least 1")
-
-
-def _one_of(*choices: str) -> Any:
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value not in choices:
-            raise ValueError(f"{attribute.name} = {value!r} must be one of {', '.join(map(repr, choices))}")
-
-    return check
 
 
 @frozen(eq=False)
@@ -135,7 +81,7 @@ class LossTerm:
 
     name: str
     value: torch.Tensor | Callable[[], torch.Tensor]
-    kind: Literal["task", "distill"] = field(default="task", validator=_one_of("task", "distill"))
+    kind: Literal["task", "distill"] = field(default="task", validator=one_of("task", "distill"))
     weight: float = 1.0
     control: float | None = None
     per: str | None = None
@@ -161,7 +107,7 @@ class Metric:
 
     name: str
     value: float
-    better: Literal["higher", "lower"] = field(default="higher", validator=_one_of("higher", "lower"))
+    better: Literal["higher", "lower"] = field(default="higher", validator=one_of("higher", "lower"))
     samples: Mapping[str, float] | None = None
 
 
@@ -172,12 +118,23 @@ class Row:
     :param lengths: None when every row has one shape; else the batch field whose lengths cut axis 1 of the
         output to the row's own length.
     :param dtype: ``float32``, ``float16``, ``bfloat16``, ``int8``, ``int32`` or ``int64``.
+    :param topk: keep of an output of logits, whose last axis is the vocabulary, the so many most probable tokens and
+        the log of the remaining probability; `student_loss` then receives a `kdcore.losses.topk.TopK`.
+    :param temperature: softens the distribution of which ``topk`` keeps a part.
     """
 
     lengths: str | None = None
     dtype: Literal["float32", "float16", "bfloat16", "int8", "int32", "int64"] = field(
-        default="float32", validator=_one_of("float32", "float16", "bfloat16", "int8", "int32", "int64")
+        default="float32", validator=one_of("float32", "float16", "bfloat16", "int8", "int32", "int64")
     )
+    topk: int | None = field(default=None, validator=positive)
+    temperature: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        if self.topk is not None and not self.dtype.startswith(("float", "bfloat")):
+            raise ValueError(f"Row(topk={self.topk}) keeps log-probabilities: its dtype is a float, not {self.dtype}")
+        if not self.temperature > 0 or (self.topk is None and self.temperature != 1):
+            raise ValueError(f"Row(temperature={self.temperature}) must be above 0, and goes with topk")
 
 
 @frozen(eq=False)
@@ -196,6 +153,8 @@ class Teacher:
         stage's ``item``. Rows are found by its hash, so they outlive a change of student where the key knows none.
     :param store: output name to `Row`: computed once for all examples before a round's first step and stored;
         the teacher is not loaded when every row is there.
+    :param vocabulary: ``vocabulary(run)`` returns the hash of the vocabulary that its outputs are over (see
+        `kdcore.losses.vocabulary.same_vocabulary`, which refuses a student with another one); kept with the store.
     :param batch_size: examples of one call of `teacher_outputs` while the store is filled.
     :param subject: whether the finished run also evaluates the teacher itself.
     """
@@ -207,7 +166,8 @@ class Teacher:
     identity: str = ""
     key: Callable[[Example], Mapping[str, Any]] | None = None
     store: Mapping[str, Row] | None = None
-    batch_size: int = field(default=64, validator=_positive)
+    vocabulary: Callable[[Run], str] | None = None
+    batch_size: int = field(default=64, validator=positive)
     subject: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -228,9 +188,9 @@ class Synth:
     :param window: how many newest rounds the pool keeps; None lets it grow.
     """
 
-    rounds: int = field(default=1, validator=_positive)
-    take: int | None = field(default=None, validator=_positive)
-    window: int | None = field(default=None, validator=_positive)
+    rounds: int = field(default=1, validator=positive)
+    take: int | None = field(default=None, validator=positive)
+    window: int | None = field(default=None, validator=positive)
 
 
 @frozen(eq=False)
@@ -248,7 +208,7 @@ class Data:
     item: Callable[[Example], Mapping[str, Any]]
     split: str | None = "train"
     collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None
-    views: Literal["fixed", "fresh"] = field(default="fixed", validator=_one_of("fixed", "fresh"))
+    views: Literal["fixed", "fresh"] = field(default="fixed", validator=one_of("fixed", "fresh"))
     length: Callable[[Example], float] | None = None
     synth: Synth | None = None
 
@@ -319,11 +279,13 @@ class Stage:
     :param patience: stop after so many checks without improvement.
     :param keep: ``"best"`` keeps the weights of the best check, ``"last"`` those of the last step.
     :param checkpoints: steps between checkpoints.
+    :param compile: patterns over submodule names (``"student.encoder.layer.*"``) that ``--compile`` compiles; empty: the
+        subject as a whole.
     """
 
     name: str
     needs: Sequence[str] = ()
-    shared: Literal["", "arms", "seeds"] = field(default="", validator=_one_of("", "arms", "seeds"))
+    shared: Literal["", "arms", "seeds"] = field(default="", validator=one_of("", "arms", "seeds"))
     subject: str = "student"
     turns: Mapping[str, Turn] | None = None
     targets: Sequence[Target] | None = None
@@ -335,15 +297,16 @@ class Stage:
     data: Data | None = None
     prepare: Callable[[Run, Models, Batch], Mapping[str, Any] | None] | None = None
     counts: Callable[[Batch], Mapping[str, float]] | None = None
-    steps: int | None = field(default=None, validator=_positive)
-    epochs: int | None = field(default=None, validator=_positive)
-    batch_size: int = field(default=32, validator=_positive)
-    accumulate: int = field(default=1, validator=_positive)
-    evaluate_every: int | None = field(default=None, validator=_positive)
+    steps: int | None = field(default=None, validator=positive)
+    epochs: int | None = field(default=None, validator=positive)
+    batch_size: int = field(default=32, validator=positive)
+    accumulate: int = field(default=1, validator=positive)
+    evaluate_every: int | None = field(default=None, validator=positive)
     monitor: str | None = None
-    patience: int | None = field(default=None, validator=_positive)
-    keep: Literal["best", "last"] = field(default="best", validator=_one_of("best", "last"))
-    checkpoints: int = field(default=200, validator=_positive)
+    patience: int | None = field(default=None, validator=positive)
+    keep: Literal["best", "last"] = field(default="best", validator=one_of("best", "last"))
+    checkpoints: int = field(default=200, validator=positive)
+    compile: Sequence[str] = ()
 
     def __attrs_post_init__(self) -> None:
         kinds = [kind for kind in ("turns", "targets", "loop") if getattr(self, kind) is not None]
