@@ -20,8 +20,8 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 
 from kdcore.config_sources import ConfigSources, KeyPath
 from kdcore.errors import InputError, PluginError
-from kdcore.plugins import LoadedPlugin, PluginInfo, load
 from kdcore.options import option
+from kdcore.plugins import LoadedPlugin, PluginInfo, load
 from kdcore.structure import MismatchError, converter, flatten, show
 
 __all__ = ["Configuration", "RunOptions", "configure", "read_run", "settings_of"]
@@ -35,7 +35,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 RESERVED = ("plugins", "run")
 LARGEST = 2**53  # the largest integer up to which a float, and JSON elsewhere, has them all
 LONGEST = 255  # bytes of a file's name
-CHANGES_RESULTS = ("seed", "device", "precision", "max_steps", "threads")
+CHANGES_RESULTS = ("seed", "device", "precision", "compile", "gradient_checkpointing", "max_steps", "threads")
 
 
 @frozen(kw_only=True)
@@ -52,6 +52,8 @@ class RunOptions:
     )
     device: Device = option("auto", "where to train", choices=DEVICES)
     precision: Precision = option("no", "mixed precision", choices=PRECISIONS)
+    compile: bool = option(False, "compile the student's submodules that the plugin names, else the whole of it")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     max_steps: int | None = option(None, "at most so many optimiser steps in each stage, for a quick try", least=1)
     workers: int = option(0, "processes that load data; 0 loads in the main process", least=0)
     trackers: tuple[Tracker, ...] = option(("tensorboard",), "where metrics are logged besides the run folder")

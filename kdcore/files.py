@@ -72,13 +72,17 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 class JsonLines:
-    """An append-only file of JSON lines that can be cut back to an earlier offset."""
+    """An append-only file of JSON lines that can be cut back to an earlier offset.
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    :param writes: False in the processes that leave the file to another.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, *, writes: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(min(offset, self._file.tell()))
-        self._file.seek(0, os.SEEK_END)
+        self._file = (path if writes else Path(os.devnull)).open("ab")
+        if writes:
+            self._file.truncate(min(offset, self._file.tell()))
+            self._file.seek(0, os.SEEK_END)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line."""

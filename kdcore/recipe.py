@@ -279,8 +279,8 @@ class Stage:
     :param patience: stop after so many checks without improvement.
     :param keep: ``"best"`` keeps the weights of the best check, ``"last"`` those of the last step.
     :param checkpoints: steps between checkpoints.
-    :param compile: patterns over submodule names (``"student.encoder.layer.*"``) that ``--compile`` compiles; empty: the
-        subject as a whole.
+    :param compile: patterns over submodule names (``"student.encoder.layer.*"``) that ``run.compile`` compiles; empty:
+        the subject as a whole.
     """
 
     name: str

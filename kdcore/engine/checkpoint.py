@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from attrs import asdict, define, field
-from safetensors.torch import load_model, save_model
 
+from kdcore.engine.sharding import load_optimizer_state, load_weights, optimizer_state, save_weights
 from kdcore.errors import InputError
 from kdcore.files import read_json, replacing, write_json
 
@@ -44,10 +44,14 @@ class TrainingState:
 
 
 class Checkpoints:
-    """The checkpoints of one stage: the newest is kept."""
+    """The checkpoints of one stage: the newest is kept.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    :param writes: False in the processes that only take part in gathering what is cut.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
+        self._newest = -1
 
     def save(
         self,
@@ -59,12 +63,15 @@ class Checkpoints:
         """Write ``step-N`` and then remove its predecessors. One that is there stays: a round may end where it was
         written, and a resumption from it closes the round again.
         """
-        target = self.folder / f"step-{state.step}"
-        if target.exists():
+        if state.step == self._newest:
+            return
+        self._newest, target = state.step, self.folder / f"step-{state.step}"
+        optimizer_states = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
+        if not self.writes:
+            save_weights(modules, target, writes=False)
             return
         with replacing(target) as temporary:
-            save_model(modules, str(temporary / "models.safetensors"))
-            optimizer_states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+            save_weights(modules, temporary / "models.safetensors")
             scaler_state = scaler.state_dict() if scaler is not None else {}
             with (temporary / "optimizers.pt").open("wb") as file:  # given a name, torch hides why it cannot write
                 torch.save({"optimizers": optimizer_states, "scaler": scaler_state}, file)
@@ -78,7 +85,6 @@ class Checkpoints:
         modules: torch.nn.Module,
         optimizers: Mapping[str, torch.optim.Optimizer],
         scaler: torch.amp.GradScaler | None,
-        device: Any,
     ) -> TrainingState | None:
         """Restore the newest checkpoint; None when there is none.
 
@@ -91,19 +97,21 @@ class Checkpoints:
         try:
             fields = read_json(newest / "state.json")
             fields["history"] = [(int(step), float(value)) for step, value in fields["history"]]
-            load_model(modules, newest / "models.safetensors")
-            stored = torch.load(newest / "optimizers.pt", map_location=device, weights_only=True)
+            load_weights(modules, newest / "models.safetensors")
+            stored = torch.load(newest / "optimizers.pt", map_location="cpu", weights_only=True)
             for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(stored["optimizers"][name])
+                load_optimizer_state(optimizer, stored["optimizers"][name])
             if scaler is not None and stored["scaler"]:
                 scaler.load_state_dict(stored["scaler"])
-            return TrainingState(**fields)
+            state = TrainingState(**fields)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise InputError(
                 f"{newest}: unreadable checkpoint ({type(error).__name__}: {reason}); "
                 "delete this folder to train the stage again from its start"
             ) from error
+        self._newest = state.step
+        return state
 
     def remove(self) -> None:
         """Delete all checkpoints (the stage is done)."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_model, save_model
 
 from kdcore.engine.evaluation import evaluate_subject
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.errors import PluginError, RunError
+from kdcore.engine.sharding import load_weights, save_weights
+from kdcore.errors import PluginError
 from kdcore.recipe import Metric
 
 if TYPE_CHECKING:
@@ -87,12 +86,12 @@ class Checks:
         return self.folder / f"step-{step}.safetensors"
 
     def _save(self, step: int) -> None:
-        if self.run.rank != 0:
-            return
+        first = self.run.rank == 0
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self._path(step).with_suffix(".tmp")
-        save_model(self.module, str(temporary))
-        temporary.replace(self._path(step))
+        save_weights(self.module, temporary, writes=first)
+        if first:
+            temporary.replace(self._path(step))
 
     def tidy(self, state: TrainingState) -> None:
         """Remove what no resumption from now on will need: call it once a checkpoint is written."""
@@ -103,25 +102,10 @@ class Checks:
     def keep(self, state: TrainingState) -> int:
         """Load the weights that the stage keeps into the module; returns their step."""
         if self.stage.keep == "best" and state.best_step >= 0 and state.best_step != state.step:
-            load_model(self.module, self._path(state.best_step))
+            load_weights(self.module, self._path(state.best_step))
             return state.best_step
         return state.step
 
     def remove(self) -> None:
         """Remove the folder: the stage's own weights are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def require_finite(stage: str, step: int, losses: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
-    """Stop before a loss or a weight that is not finite is saved, measured, or trained on.
-
-    :param losses: whether all losses so far were finite, bool, a scalar.
-    :raises RunError: one is not.
-    """
-    sound = bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all())
-    if not (sound and losses):
-        what = "a loss" if sound else "a weight"
-        raise RunError(
-            f"stage {stage!r}: {what} is not finite at step {step} or shortly before; "
-            "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
-        )

@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import torch
 import transformers
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from kdcore.config import Configuration, RunOptions
 from kdcore.data.splits import Inspection, Splits, inspect_splits
@@ -34,6 +34,7 @@ from kdcore.engine.plan import (
     refuse_idle_patience,
     refuse_missing_sources,
 )
+from kdcore.engine.processes import new_accelerator
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder, subject_folder
@@ -136,11 +137,7 @@ class Experiment:
         self.owner = next(iter(configuration.plugins))
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        self.accelerator = Accelerator(
-            mixed_precision=self.options.precision,
-            cpu=self.options.device == "cpu",
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.accelerator = new_accelerator(self.options)
         self.progress = Progress(quiet=not self.accelerator.is_main_process)
         self.plan: Plan = make_plan(configuration, self._run_of(Arm(METHOD), 0))
         self.sources = Sources(folder, writes=self.accelerator.is_main_process)
@@ -288,6 +285,8 @@ class Experiment:
                     student_folder=self._student_folder(arm, seed) if stage is last else None,
                     workers=self.options.workers,
                     log_every=self.options.log_every,
+                    compile=self.options.compile,
+                    gradient_checkpointing=self.options.gradient_checkpointing,
                 )
             )
         run.stage_folders[stage.name] = folder

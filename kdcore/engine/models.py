@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcore.engine.sharding import whole
+
 
 class Models(Mapping[str, nn.Module]):
     """A stage's modules by name: ``models.student`` or ``models["student"]``."""
@@ -58,6 +60,7 @@ def hash_weights(module: nn.Module) -> str:
     """The sha256 of all parameters and buffers, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        tensor = whole(tensor)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from kdcore.engine.merge import merge
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
+from kdcore.engine.sharding import is_sharded, load_weights, save_weights
 from kdcore.errors import PluginError, blaming
 from kdcore.files import replacing, write_json
 from kdcore.recipe import Recipe, Stage
@@ -75,6 +76,8 @@ class StageJob:
     :param bound: steps per round of the method's arm, which bind the others.
     :param student_folder: where the subject is saved for its users; None but in the last stage.
     :param track: ``track({name: value}, step)`` to the trackers.
+    :param compile: compile the submodules that the stage names.
+    :param gradient_checkpointing: recompute activations in the backward pass.
     """
 
     run: Run
@@ -93,6 +96,8 @@ class StageJob:
     student_folder: Path | None = None
     workers: int = 0
     log_every: int = 10
+    compile: bool = False
+    gradient_checkpointing: bool = False
 
     def finish(self, done: Mapping[str, Any]) -> None:
         """Write ``done.json``, with which the stage is over for all processes."""
@@ -102,13 +107,26 @@ class StageJob:
 
     def save(self, models: Models) -> None:
         """Write the stage's modules, and its subject for its users where this is the last stage."""
+        writes = self.run.rank == 0
         with self.written(self.folder / "models") as folder:
             for name, module in models.items():
-                save_model(module, str(folder / f"{name}.safetensors"))
+                save_weights(module, folder / f"{name}.safetensors", writes=writes)
         if self.student_folder is not None:
+            if any(map(is_sharded, models.values())):
+                models = self._uncut()
             seed_everything(derive(self.run.seed, self.stage.name, "save"))
             with self.written(self.student_folder) as folder:
                 save_subject(self.run, self.stage, models, folder)
+
+    def _uncut(self) -> Models:
+        """The stage's modules built anew with the weights that were just written, for users' own ways of saving."""
+        assert self.stage.build is not None
+        self.accelerator.wait_for_everyone()
+        seed_everything(derive(self.run.seed, self.stage.name, "build"))
+        modules = torch.nn.ModuleDict(self.stage.build(self.run))
+        for name, module in modules.items():
+            load_weights(module, self.folder / "models" / f"{name}.safetensors")
+        return Models(modules)
 
     def save_targets(self) -> None:
         """Write what a merge stage made for its users where this is the last stage; in a folder each if several."""

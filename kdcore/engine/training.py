@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +13,15 @@ import torch
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
 from kdcore.engine.checkpoint import Checkpoints, TrainingState
-from kdcore.engine.checks import Checks, require_finite
+from kdcore.engine.checks import Checks
 from kdcore.engine.loader import Order, StepLoader, fixed_item, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
+from kdcore.engine.preparation import checkpoint_activations, compile_submodules
 from kdcore.engine.rounds import Rounds
 from kdcore.engine.seeds import derive, seed_everything
+from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, whole
 from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
+from kdcore.engine.step_log import StepLog
 from kdcore.engine.trainable import Trainable
 from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import JsonLines
@@ -43,20 +46,30 @@ class Training:
         self.turns: Mapping[str, Turn] = self.stage.turns
         self.data = self.stage.data
         self.accelerator = job.accelerator
-        self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.checkpoints = Checkpoints(job.folder / "checkpoints", writes=job.run.rank == 0)
         self.rounds = Rounds(job)
         seed_everything(self._seed("build"))
         self.module = StepModule(self.stage.build(self.run))
-        self.trainable = Trainable(self.module, self.turns)
         self.state = TrainingState(initial_hash=hash_weights(self.module))
-        optimizers = [turn.optimizer(self.trainable.by_turn[name]) for name, turn in self.turns.items()]
+        if job.gradient_checkpointing:
+            checkpoint_activations(self.module)
+        if job.compile:
+            compile_submodules(self.module, self.stage.compile or [self.stage.subject])
+        trainable = Trainable(self.module, self.turns)
+        optimizers = [turn.optimizer(trainable.by_turn[name]) for name, turn in self.turns.items()]
         self.wrapped, *prepared = self.accelerator.prepare(self.module, *optimizers)
+        self.trainable = Trainable(self.module, self.turns)  # FSDP has put others in the place of the parameters
         self.optimizers = dict(zip(self.turns, prepared))
         self._reset_scaler()
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
         self.run.attach(self.module)
         self.models = Models(self.module.models)
-        self.finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
+        self.log = StepLog(job, self.trainable.parameters, scaled=self._scaler is not None)
+        cut = cut_modules(self.module)
+        self._watched = not cut
+        if cut:
+            self.run.log(f"{self.stage.name}: FSDP2 cuts {len(cut)} modules over {self.run.world} processes")
+        self._end_of_forward: Callable[[], None] = lambda: None
         self.checks = Checks(job, self.module, self.models)
         if self.stage.subject not in self.models and (job.student_folder is not None or self.checks.possible):
             raise PluginError(
@@ -70,7 +83,7 @@ class Training:
 
     def train(self) -> dict[str, Any]:
         """Train to the end of the last round; returns what ``done.json`` holds."""
-        restored = self.checkpoints.load(self.module, self.optimizers, self._scaler, self.accelerator.device)
+        restored = self.checkpoints.load(self.module, self.optimizers, self._scaler)
         if restored is not None:
             if restored.initial_hash != self.state.initial_hash:
                 raise RunError(f"{self.stage.name}: the stage now starts from other weights; its sources have changed")
@@ -78,7 +91,8 @@ class Training:
             self.run.log(f"{self.stage.name}: resumed at step {restored.step}")
         elif self.job.control_follows:
             self._trace_control()
-        with JsonLines(self.job.folder / "metrics.jsonl", self.state.metrics_offset) as self.metrics:
+        path, offset = self.job.folder / "metrics.jsonl", self.state.metrics_offset
+        with JsonLines(path, offset, writes=self.run.rank == 0) as self.metrics:
             while self.state.round < self.rounds.count and (self._within_a_round() or not self._at_the_end()):
                 self._round()
         return self._finish()
@@ -109,7 +123,8 @@ class Training:
             self.job.teachers.fill([pool[i] for i in order.drawn()], self.job.progress)
         first_step, began = state.step, time.monotonic()
         for indices, micro_batches in [] if state.stopped else self._batches(order, pool):
-            self._step(pool, indices, micro_batches, number, steps)
+            with self._in_lockstep():
+                self._step(pool, indices, micro_batches, number, steps)
             state.seconds += time.monotonic() - began
             if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
                 self._check()
@@ -142,12 +157,12 @@ class Training:
         loader = StepLoader(order, pool, self.data, self.job.workers, pin=pin)
         title = f"{self.job.title}" + (f" round {self.state.round + 1}" if self.rounds.count > 1 else "")
         self.trainable.train_mode()
-        self._logged: dict[str, float] = {}
+        self.log.shown = {}
         with self.job.progress.bar(title, order.stop) as bar:
             bar.start_at(done)
             for step in loader:
                 yield step
-                text = "  ".join(f"{name} {value:.4g}" for name, value in self._logged.items())
+                text = "  ".join(f"{name} {value:.4g}" for name, value in self.log.shown.items())
                 bar.advance(1, text)
 
     def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int) -> None:
@@ -165,7 +180,7 @@ class Training:
         values: dict[str, torch.Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)
         report: dict[str, dict[str, float]] = {"learning_rate": {}, "gradient_norm": {}}
-        log_now = (state.step + 1) % self.job.log_every == 0 or state.step == 0
+        log_now = self.log.due(state.step)
         for name, turn in self.turns.items():
             optimizer = self.optimizers[name]
             self.trainable.thaw(name)
@@ -186,6 +201,7 @@ class Training:
                     outputs[micro].clear()
             if not moves:
                 continue
+            reshard(self.module)
             norm = self._clip(turn, optimizer, self.trainable.by_turn[name])
             factor = turn.schedule(progress) if turn.schedule else 1.0
             for group, rate in zip(optimizer.param_groups, self.rates[name]):
@@ -199,9 +215,9 @@ class Training:
         state.step += 1
         ids = "\x1f".join(pool[index].id or str(index) for index in indices)
         state.order_hash = hashlib.sha256(f"{state.order_hash}\n{ids}".encode()).hexdigest()
-        self.finite &= torch.isfinite(total)
+        self.log.watch(total)
         if log_now:
-            self._log(total, values, report, len(indices))
+            self.log.add(self.metrics, state, total, values, report, len(indices))
 
     def _prepared(self, batch: Batch, micro: int = 0) -> Batch:
         if self.stage.prepare is None:
@@ -285,6 +301,7 @@ class Training:
         while not passes.finished:
             seed_everything(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
             result = self.wrapped(forward)
+            self._end_of_forward()
             if result is None:
                 return
             yield result
@@ -301,6 +318,16 @@ class Training:
             fresh = torch.amp.GradScaler(self.accelerator.device.type).state_dict()
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": fresh["scale"], "_growth_tracker": 0})
 
+    @contextlib.contextmanager
+    def _in_lockstep(self) -> Iterator[None]:
+        """Watch the first step of cut modules, in which processes that part ways are told rather than hang."""
+        if not self._watched:
+            with in_lockstep(self.module, self.run.gather) as self._end_of_forward:
+                yield
+            self._watched, self._end_of_forward = True, lambda: None
+        else:
+            yield
+
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or self.run.world == 1:
             return contextlib.nullcontext()
@@ -311,26 +338,7 @@ class Training:
         if turn.clip_norm is None:
             return None
         self.accelerator.unscale_gradients(optimizer)
-        return torch.nn.utils.clip_grad_norm_([p for _, p in named], turn.clip_norm)
-
-    def _log(
-        self, loss: torch.Tensor, values: Mapping[str, torch.Tensor], report: Mapping[str, Any], batch_size: int
-    ) -> None:
-        terms = {name: float(value) for name, value in values.items()}
-        for name, value in terms.items():
-            if value != value or value in (float("inf"), float("-inf")):
-                raise RunError(
-                    f"loss term {name} is {value} at step {self.state.step} of stage {self.stage.name}; "
-                    "lower the learning rate, or check the data and the teacher's outputs"
-                )
-        self._refuse_not_finite()
-        rate = self.state.step * batch_size / max(self.state.seconds, 1e-9) if self.state.seconds else 0.0
-        line = {"step": self.state.step, "split": "train", "loss": float(loss), "terms": terms, **report}
-        self.metrics.append({**line, "examples_per_second": rate})
-        self.job.track({**{f"train/{k}": v for k, v in terms.items()}}, self.state.step)
-        self._logged = {name.split("/")[-1]: value for name, value in terms.items()}
-        if rate:
-            self._logged["examples/s"] = rate
+        return whole(torch.nn.utils.clip_grad_norm_([p for _, p in named], turn.clip_norm))
 
     def _trace_control(self) -> None:
         """Refuse, before anything is paid for, a comparison whose control would have nothing to train on."""
@@ -357,19 +365,15 @@ class Training:
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(buffers[name])
 
-    def _refuse_not_finite(self) -> None:
-        losses = self.finite if self._scaler is None else torch.ones_like(self.finite)  # a scaler skips such steps
-        require_finite(self.stage.name, self.state.step, losses, self.trainable.parameters)
-
     def _check(self) -> None:
-        self._refuse_not_finite()
+        self.log.refuse_not_finite(self.state.step)
         self.checks.check(self.state, self.metrics)
 
     def _checkpoint(self) -> None:
-        self._refuse_not_finite()
+        self.log.refuse_not_finite(self.state.step)
         self.state.metrics_offset = self.metrics.offset()
+        self.checkpoints.save(self.state, self.module, self.optimizers, self._scaler)
         if self.run.rank == 0:
-            self.checkpoints.save(self.state, self.module, self.optimizers, self._scaler)
             self.checks.tidy(self.state)
         self.accelerator.wait_for_everyone()
 
@@ -377,7 +381,7 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         state = self.state
-        self._refuse_not_finite()
+        self.log.refuse_not_finite(self.state.step)
         kept = self.checks.keep(state)
         done = {
             "steps": state.step,

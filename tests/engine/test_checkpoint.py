@@ -23,7 +23,7 @@ def test_modules_buffers_optimisers_and_state_come_back(tmp_path):
     checkpoints.save(state, module, optimizers, None)
     assert [path.name for path in tmp_path.iterdir()] == ["step-7"]
     other, others = trained(1)
-    assert Checkpoints(tmp_path).load(other, others, None, "cpu") == state
+    assert Checkpoints(tmp_path).load(other, others, None) == state
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
     first, second = (list(o["student"].state.values()) for o in (optimizers, others))
@@ -42,7 +42,7 @@ def test_a_step_that_is_written_is_not_written_again(tmp_path):
 def test_no_checkpoint_is_none_and_a_half_written_one_is_ignored(tmp_path):
     module, optimizers = trained(0)
     (tmp_path / "step-9.tmp").mkdir()
-    assert Checkpoints(tmp_path).load(module, optimizers, None, "cpu") is None
+    assert Checkpoints(tmp_path).load(module, optimizers, None) is None
 
 
 @pytest.mark.parametrize("name", ["models.safetensors", "optimizers.pt", "state.json"])
@@ -52,4 +52,4 @@ def test_a_truncated_checkpoint_is_named_with_its_fix(tmp_path, name):
     path = tmp_path / "step-3" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=r"step-3.*(delete|resume)"):
-        Checkpoints(tmp_path).load(module, optimizers, None, "cpu")
+        Checkpoints(tmp_path).load(module, optimizers, None)

@@ -1,8 +1,10 @@
-"""Two processes of one run, by torch's own launcher and gloo."""
+"""Several processes of one run, by the usual launchers and gloo: DDP, and modules that FSDP2 has cut."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -11,29 +13,113 @@ from safetensors.torch import load_file
 
 from kdcore.files import read_json
 
-SOFT_LABELS = Path(__file__).parents[1] / "methods" / "soft_labels.py"
-LAUNCHED = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+METHODS = Path(__file__).parents[1] / "methods"
+SOFT_LABELS, TINY_BERT = METHODS / "soft_labels.py", METHODS / "tiny_bert.py"
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+ACCELERATE += ["--dynamo_backend", "no"]
+DDP = [*ACCELERATE, "--multi_gpu"]
+FSDP = [*ACCELERATE, "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(execute, tmp_path):
-    settings = ("steps=6", "dropout=0.0", "keep=last")
-    alone = execute(*settings, compare=True, out="alone")
-    chosen = [part for setting in settings for part in ("--set", setting)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    command = ["kdcore", "run", "--plugin", str(SOFT_LABELS), "--compare", "--device", "cpu", *chosen]
-    done = subprocess.run(
-        [*LAUNCHED, *command, "--out", str(tmp_path / "both")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(autouse=True)
+def methods_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(METHODS))
+
+
+def launch(launcher: Iterable[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """``kdcore run ...`` in two processes."""
+    path = os.pathsep.join([str(METHODS), *(entry for entry in sys.path if entry)])
+    chosen = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", *launcher, "-m", "kdcore", "run", *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True, timeout=300)
+
+
+def settings(*chosen: str) -> list[str]:
+    return [part for setting in chosen for part in ("--set", setting)]
+
+
+def stage(folder: Path, arm: str = "distill") -> Path:
+    return folder / "arms" / arm / "seed-0" / "distil"
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (stage(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    """The same order, steps, checks, losses, gradient norms and weights, up to the noise of other sums."""
+    assert read_json(stage(one) / "done.json")["order_hash"] == read_json(stage(two) / "done.json")["order_hash"]
+    expected, found = (load_file(stage(folder) / "models" / "student.safetensors") for folder in (one, two))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)
+    assert len(lines(one)) == len(lines(two))
+    for ours, theirs in zip(lines(one), lines(two)):
+        assert (ours["step"], ours["split"]) == (theirs["step"], theirs["split"])
+        assert ours.get("metrics") == pytest.approx(theirs.get("metrics"))
+        if ours["split"] == "train":
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+            assert ours["terms"] == pytest.approx(theirs["terms"], rel=1e-5)
+            assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, DDP])
+def test_two_processes_train_as_one_does(execute: Callable[..., Path], tmp_path, launcher):
+    chosen = ("steps=6", "dropout=0.0", "keep=last", "batch_size=15")
+    alone = execute(*chosen, compare=True, log_every=1, out="alone")
+    both = tmp_path / "both"
+    options = ["--plugin", SOFT_LABELS, "--compare", "--device", "cpu", "--out", both, "--set", "run.log_every=1"]
+    done = launch(launcher, *options, *settings(*chosen))
     assert done.returncode == 0, done.stderr
-    assert read_json(tmp_path / "both" / "identity.json")["number of processes"] == 2
+    assert read_json(both / "identity.json")["number of processes"] == 2
+    assert_equal_runs(alone, both)
     for arm in ("distill", "control"):
-        one, two = (folder / "arms" / arm / "seed-0" / "distil" for folder in (alone, tmp_path / "both"))
-        assert read_json(one / "done.json")["order_hash"] == read_json(two / "done.json")["order_hash"]
-        expected, found = (load_file(folder / "models" / "student.safetensors") for folder in (one, two))
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)
+        one, two = (read_json(folder / "arms" / arm / "seed-0" / "evaluation.json") for folder in (alone, both))
+        assert one["rows"][0]["metrics"] == two["rows"][0]["metrics"]
+
+
+@pytest.mark.parametrize("chosen", [(), ("passes=2", "accumulate=2", "keep=best")])
+def test_cut_modules_train_as_whole_ones_do(execute: Callable[..., Path], tmp_path, chosen):
+    alone = execute(*chosen, plugins=(TINY_BERT,), log_every=1, out="alone")
+    both = tmp_path / "both"
+    options = ["--plugin", TINY_BERT, "--no-compare", "--device", "cpu", "--out", both, "--set", "run.log_every=1"]
+    done = launch(FSDP, *options, *settings(*chosen))
+    assert done.returncode == 0, done.stderr
+    assert "FSDP2 cuts 4 modules over 2 processes" in (both / "events.log").read_text()
+    assert_equal_runs(alone, both)
+    saved = [load_file(folder / "student" / "model.safetensors") for folder in (alone, both)]
+    assert saved[0].keys() == saved[1].keys()
+
+
+def test_a_run_of_cut_modules_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    whole, stopped, plugin = tmp_path / "whole", tmp_path / "stopped", tmp_path / "stopping.py"
+    text = TINY_BERT.read_text(encoding="utf-8").replace("def terms(self, models", "def terms(self, run, models")
+    text = text.replace("self.terms(models", "self.terms(run, models").replace(
+        "loss(self, models", "loss(self, run, models"
+    )
+    stop = 'import os; assert run.step < int(os.environ.get("STOP", "99")), "stopped"'
+    plugin.write_text(text.replace("        logits =", f"        {stop}\n        logits =", 1), encoding="utf-8")
+    options = ["--plugin", plugin, "--no-compare", "--device", "cpu", *settings("dropout=0.1")]
+    assert launch(FSDP, *options, "--out", whole).returncode == 0
+    monkeypatch.setenv("STOP", "5")
+    begun = launch(FSDP, *options, "--out", stopped)
+    assert "AssertionError: stopped" in begun.stderr
+    assert (stage(stopped) / "checkpoints" / "step-4").is_dir()
+    monkeypatch.delenv("STOP")
+    resumed = launch(FSDP, "--resume", stopped)
+    assert resumed.returncode == 0, resumed.stderr
+    before, after = (read_json(stage(folder) / "done.json") for folder in (whole, stopped))
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+
+
+def test_processes_that_part_ways_through_cut_modules_are_refused(tmp_path):
+    text = TINY_BERT.read_text(encoding="utf-8")
+    parting = tmp_path / "parting.py"
+    twice = 'if torch.distributed.get_rank():\n            models.student(batch["words"])\n        logits ='
+    parting.write_text(text.replace("logits =", twice, 1))
+    done = launch(FSDP, "--plugin", parting, "--no-compare", "--device", "cpu", "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert "the processes take different ways through the modules, which FSDP cannot run" in done.stderr

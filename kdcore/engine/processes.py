@@ -1,0 +1,47 @@
+"""accelerate, as kdcore needs it: devices, precision, and the processes of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    parse_flag_from_env,
+)
+
+from kdcore.config import RunOptions
+from kdcore.errors import InputError
+
+
+def new_accelerator(options: RunOptions) -> Any:
+    """The `Accelerator` of a run; ``accelerate launch`` and its configuration say how many processes, and whether FSDP.
+
+    :raises InputError: FSDP of version 1 is configured, which cannot freeze and thaw parameters between turns.
+    """
+    accelerator = Accelerator(
+        mixed_precision=options.precision,
+        cpu=options.device == "cpu",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.num_processes > 1:
+        _shard(accelerator)
+    return accelerator
+
+
+def _shard(accelerator: Any) -> None:
+    """Let FSDP2 cut modules on CPUs too, where accelerate by itself goes over to DDP, and leave losses in float32."""
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
+        state.distributed_type = DistributedType.FSDP
+    if not state.is_fsdp2:
+        raise InputError("kdcore shards modules with FSDP 2 only: set fsdp_version: 2 in accelerate's configuration")
+    policy = state.fsdp_plugin.mixed_precision_policy
+    if policy is not None:
+        state.fsdp_plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)

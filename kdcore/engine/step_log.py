@@ -1,0 +1,91 @@
+"""What is told about steps: ``metrics.jsonl``, trackers, the progress bar; and the end of what is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kdcore.engine.sharding import local
+from kdcore.errors import RunError
+from kdcore.files import JsonLines
+
+if TYPE_CHECKING:
+    from kdcore.engine.checkpoint import TrainingState
+    from kdcore.engine.stages import StageJob
+
+
+class StepLog:
+    """The log of one stage's steps.
+
+    :param job: the stage and everything that it runs with.
+    :param parameters: what is trained.
+    :param scaled: a gradient scaler skips steps whose loss is not finite.
+    :ivar shown: what the progress bar shows, by name.
+    """
+
+    def __init__(self, job: StageJob, parameters: Sequence[torch.Tensor], *, scaled: bool) -> None:
+        self.job, self.run = job, job.run
+        self._parameters, self._scaled = parameters, scaled
+        self._finite = torch.ones((), dtype=torch.bool, device=job.run.device)
+        self.shown: dict[str, float] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether the step that begins after ``step`` others is logged."""
+        return (step + 1) % self.job.log_every == 0 or step == 0
+
+    def watch(self, loss: torch.Tensor) -> None:
+        """Remember whether a step's loss was finite, without waiting for it."""
+        if not self._scaled:
+            self._finite &= torch.isfinite(loss)
+
+    def add(
+        self,
+        metrics: JsonLines,
+        state: TrainingState,
+        loss: torch.Tensor,
+        values: Mapping[str, torch.Tensor],
+        report: Mapping[str, Any],
+        batch_size: int,
+    ) -> None:
+        """Log the step that ended: its loss and terms, over all processes.
+
+        :param loss: this process's share of the weighted sum.
+        :param values: this process's share of each term.
+        :param report: more for the line of metrics.
+        :raises RunError: a term is not finite.
+        """
+        shares = self.run.gather({"": float(loss), **{name: float(value) for name, value in values.items()}})
+        names = dict.fromkeys(name for share in shares for name in share)
+        terms = {name: sum(share.get(name, 0.0) for share in shares) for name in names}
+        total = terms.pop("")
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"loss term {name} is {value} at step {state.step} of stage {self.job.stage.name}; "
+                    "lower the learning rate, or check the data and the teacher's outputs"
+                )
+        self.refuse_not_finite(state.step)
+        rate = state.step * batch_size / max(state.seconds, 1e-9) if state.seconds else 0.0
+        line = {"step": state.step, "split": "train", "loss": total, "terms": terms, **report}
+        metrics.append({**line, "examples_per_second": rate})
+        self.job.track({f"train/{name}": value for name, value in terms.items()}, state.step)
+        self.shown = {name.split("/")[-1]: value for name, value in terms.items()}
+        if rate:
+            self.shown["examples/s"] = rate
+
+    def refuse_not_finite(self, step: int) -> None:
+        """Stop all processes before a loss or a weight that is not finite is saved, measured, or trained on.
+
+        :raises RunError: one is not, in one of them.
+        """
+        sound = bool(torch.stack([torch.isfinite(local(weight)).all() for weight in self._parameters]).all())
+        sound = all(self.run.gather(sound))
+        if not (sound and all(self.run.gather(bool(self._finite)))):
+            what = "a loss" if sound else "a weight"
+            raise RunError(
+                f"stage {self.job.stage.name!r}: {what} is not finite at step {step} or shortly before; "
+                "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
+            )
