@@ -22,6 +22,10 @@ class PluginError(InputError):
     """A plugin cannot be used: the message names the plugin, its distribution and the reason (exit code 2)."""
 
 
+class TeacherRefusedError(PluginError):
+    """The control arm has no teacher; whatever asked for one has to do without."""
+
+
 class RunError(KDCoreError):
     """A run failed while running; everything paid for is kept and the run can be resumed (exit code 1)."""
 

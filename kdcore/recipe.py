@@ -259,7 +259,9 @@ class Stage:
     :param shared: ``"arms"``: done once per seed for all arms; ``"seeds"``: once for all.
     :param subject: the module that is monitored and evaluated.
     :param turns: turn name to `Turn`.
-    :param targets: the merge targets.
+    :param targets: the merge targets, or ``targets(run, models)`` that finds them when the stage runs (a search over
+        validation, with the modules that ``build`` gives). It is called again where they are evaluated, so it keeps
+        what it found with ``run.remember``.
     :param loop: ``loop(run, stage, models, folder)`` owns the training, resumes from its own checkpoints in
         ``folder``, honours ``run.limit`` and returns metrics.
     :param build: ``build(run)`` returns module name to module; seeded, so that every arm starts alike.
@@ -288,7 +290,7 @@ class Stage:
     shared: Literal["", "arms", "seeds"] = field(default="", validator=one_of("", "arms", "seeds"))
     subject: str = "student"
     turns: Mapping[str, Turn] | None = None
-    targets: Sequence[Target] | None = None
+    targets: Sequence[Target] | Callable[[Run, Models], Sequence[Target]] | None = None
     loop: Callable[[Run, Stage, Models, Path], Sequence[Metric]] | None = None
     build: Callable[[Run], Mapping[str, torch.nn.Module]] | None = None
     save: Callable[[Run, Models, Path], None] | None = None

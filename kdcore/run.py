@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kdcore.errors import PluginError, TeacherRefusedError
 from kdcore.files import read_json, write_json
 from kdcore.recipe import Arm, Example, Stage
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Batch
     from kdcore.data.splits import Splits
     from kdcore.engine.models import StepModule
+    from kdcore.teachers.outputs import StageTeachers
 
 T = TypeVar("T")
 log = logging.getLogger("kdcore")
@@ -40,6 +42,7 @@ class Run:
     :ivar device: where modules and batches live.
     :ivar rank: this process among ``world``.
     :ivar demo: True when the user named no data.
+    :ivar teachers: the stage's teachers; use `teacher`.
     :ivar memo: a dictionary that lives as long as this object, for what a hook need not compute twice.
     """
 
@@ -72,6 +75,7 @@ class Run:
         self.data: Splits
         self.stage_folders: dict[str, Path] = {}
         self._module: StepModule | None = None
+        self.teachers: StageTeachers | None = None
 
     # Randomness
 
@@ -111,6 +115,20 @@ class Run:
 
         load_model(module, self.source(reference))
         return module
+
+    # Teachers
+
+    def teacher(self, name: str) -> torch.nn.Module:
+        """The module of one of the stage's teachers, frozen and in eval mode: for `data_synth`, ``prepare`` and
+        a stage's own ``loop``. What comes from it belongs to an `Example` whose ``teacher`` names it.
+
+        :raises TeacherRefusedError: in the control arm, where a stream of `data_synth` simply ends.
+        """
+        if self.teachers is None:
+            raise PluginError(f"run.teacher({name!r}) is asked for outside of a stage")
+        if self.teachers.refuse:
+            raise TeacherRefusedError(f"run.teacher({name!r}): the control arm has no teacher")
+        return self.teachers.module(name)
 
     # Predictions
 

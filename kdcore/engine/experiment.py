@@ -19,6 +19,7 @@ from kdcore.config import Configuration, RunOptions
 from kdcore.data.splits import Inspection, Splits, inspect_splits
 from kdcore.engine.evaluation import evaluate_subject, metrics_to_json
 from kdcore.engine.identity import Sources, check_identity, environment
+from kdcore.engine.merge import targets_of
 from kdcore.engine.models import StepModule
 from kdcore.engine.new_folder import has_results, make_folder, new_folder
 from kdcore.engine.plan import (
@@ -289,6 +290,8 @@ class Experiment:
                     gradient_checkpointing=self.options.gradient_checkpointing,
                 )
             )
+            if stage.loop is not None:
+                self.accelerator = new_accelerator(self.options)
         run.stage_folders[stage.name] = folder
 
     def _is_automatic_control(self, arm: Arm) -> bool:
@@ -298,7 +301,7 @@ class Experiment:
         """Measure the student (or each merged target) on test, once, and write the arm's evaluation."""
         folder = stage_folder(self.folder, run.folder, seed, stage)
         rows = []
-        for subject in [target.name for target in stage.targets] if stage.targets else [stage.subject]:
+        for subject in [target.name for target in targets_of(run, stage)] or [stage.subject]:
             student_folder = subject_folder(self._student_folder(arm, seed), stage, subject)
             model = load_subject(run, stage, folder, subject)
             seed_everything(derive(seed, stage.name, subject, "test"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from kdcore.engine.models import UnbuiltModels
+from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import InputError, PluginError, blaming
-from kdcore.recipe import Target
+from kdcore.recipe import Stage, Target
 
 if TYPE_CHECKING:
     from kdcore.engine.stages import StageJob
@@ -63,12 +66,33 @@ def _modules_beside(path: Path) -> list[str]:
     return sorted(found.stem for found in path.parent.glob("*.safetensors"))
 
 
+def targets_of(run: Run, stage: Stage) -> list[Target]:
+    """The targets of a merge stage: those of its recipe, or those that its own search found.
+
+    :raises PluginError: another call found other targets.
+    """
+    if not callable(stage.targets):
+        return list(stage.targets or ())
+
+    def build() -> Mapping[str, torch.nn.Module]:
+        seed_everything(derive(run.seed, stage.name, "build"))
+        modules = stage.build(run) if stage.build else {}
+        return {name: module.to(run.device).eval() for name, module in modules.items()}
+
+    seed_everything(derive(run.seed, stage.name, "targets"))
+    targets = list(stage.targets(run, UnbuiltModels(build)))
+    facts = [{"name": t.name, "sources": [*t.sources], "options": dict(t.options)} for t in targets]
+    if not facts or run.remember("targets", lambda: facts) != json.loads(json.dumps(facts)):
+        found = "none" if not facts else "others than before: keep what the search finds with run.remember(key, fn)"
+        raise PluginError(f"stage {stage.name!r}: its search for targets found {found}")
+    return targets
+
+
 def merge(job: StageJob) -> None:
     """Write every target of the stage to ``models/NAME.safetensors``."""
     began = time.monotonic()
-    assert job.stage.targets is not None
     with job.written(job.folder / "models") as folder:
-        for target in job.stage.targets:
+        for target in targets_of(job.run, job.stage):
             save_file(_merged(job, target), folder / f"{target.name}.safetensors", metadata={"format": "pt"})
     job.save_targets()
     facts = {"steps": 0, "round_steps": [], "initial_hash": "", "order_hash": "", "weights_hash": "", "best_step": 0}

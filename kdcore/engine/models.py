@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +38,17 @@ class Models(Mapping[str, nn.Module]):
 
     def __len__(self) -> int:
         return len(self._modules)
+
+
+class UnbuiltModels(Models):
+    """A stage's modules, built when one is first touched."""
+
+    def __init__(self, build: Callable[[], Mapping[str, nn.Module]]) -> None:
+        self._build = build
+
+    @cached_property
+    def _modules(self) -> nn.ModuleDict:  # type: ignore[override]
+        return nn.ModuleDict(self._build())
 
 
 class StepModule(nn.Module):

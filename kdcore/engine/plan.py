@@ -108,13 +108,18 @@ def refuse_missing_sources(source: str, stages: Sequence[Stage]) -> None:
             raise InputError(f"{resolved}: no such file or folder; name one that is there, or a hub name")
 
 
+def _targets(stage: Stage) -> str:
+    return "what its search finds" if callable(stage.targets) else ", ".join(t.name for t in stage.targets or ())
+
+
 def _names(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Every name of the recipe that files or folders bear, with what it names."""
     for stage in recipe.stages:
         yield "a stage", stage.name
         yield "a module", stage.subject
         yield from (("a teacher", name) for name in stage.teachers)
-        yield from (("a target", target.name) for target in stage.targets or ())
+        if not callable(stage.targets):
+            yield from (("a target", target.name) for target in stage.targets or ())
     yield from (("an arm", arm.name) for arm in recipe.arms)
     yield from (("a yardstick", name) for name in recipe.yardsticks)
 
@@ -191,7 +196,7 @@ def describe(plan: Plan, splits: Mapping[str, Sequence[Any]], configuration: Con
             work = f"{steps} of {stage.batch_size} examples" + (f", {rounds} rounds" if rounds > 1 else "")
             work += f", at most {limit} steps" if limit else ""
         else:
-            work = "merges " + ", ".join(t.name for t in stage.targets) if stage.targets else "its own loop"
+            work = "its own loop" if stage.loop is not None else f"merges {_targets(stage)}"
         lines.append(f"stage     {stage.name}: {work}; done {times} time{'s' if times > 1 else ''}")
         for name, teacher in stage.teachers.items():
             kind = "read from a file" if teacher.rows else "in place" if teacher.inplace else "a model"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -30,6 +33,25 @@ def new_accelerator(options: RunOptions) -> Any:
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.num_processes > 1:
         _shard(accelerator)
     return accelerator
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """Leave accelerate's shared state to code with an `Accelerator` or a trainer of its own; make a new one after it.
+
+    A second `Accelerator` of another precision is refused as long as the state is the first one's, and
+    ``TrainingArguments`` resets it, after which old handles report the new precision.
+    """
+    _forget()
+    try:
+        yield
+    finally:
+        _forget()
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
 
 
 def _shard(accelerator: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdcore.engine.models import Models
 from kdcore.engine.predict import in_eval_mode
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.errors import PluginError
+from kdcore.errors import PluginError, TeacherRefusedError
 from kdcore.recipe import Example, Metric
 from kdcore.synthesis.pool import draw, pool_of, seal
 
@@ -112,6 +112,8 @@ class Rounds:
         report = LazyReport(unsealed)
         for plugin in self.job.plugins.implementers("data_synth"):
             seed_everything(derive(run.seed, stage.name, run.round, "data_synth", plugin))
-            stream = self.job.plugins.ask(plugin, "data_synth", run=run, stage=stage, models=models, report=report)
+            stream = None
+            with contextlib.suppress(TeacherRefusedError):
+                stream = self.job.plugins.ask(plugin, "data_synth", run=run, stage=stage, models=models, report=report)
             if stream is not None:
                 yield plugin, stream

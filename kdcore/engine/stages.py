@@ -11,8 +11,9 @@ import torch
 from attrs import evolve, frozen
 from safetensors.torch import save_model
 
-from kdcore.engine.merge import merge
+from kdcore.engine.merge import merge, targets_of
 from kdcore.engine.models import Models, StepModule, hash_weights
+from kdcore.engine.processes import released
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import is_sharded, load_weights, save_weights
@@ -133,7 +134,7 @@ class StageJob:
         if self.student_folder is None or self.stage.targets is None:
             return
         self.run.stage_folders[self.stage.name] = self.folder
-        for target in self.stage.targets:
+        for target in targets_of(self.run, self.stage):
             module = self.run.load(target.skeleton(self.run), f"{self.stage.name}/{target.name}")
             models = Models(torch.nn.ModuleDict({target.name: module}))
             with self.written(subject_folder(self.student_folder, self.stage, target.name)) as folder:
@@ -147,8 +148,9 @@ class StageJob:
 
 
 def subject_folder(student_folder: Path, stage: Stage, subject: str) -> Path:
-    """Where a subject of the last stage is saved: of several targets, each in a folder of its own."""
-    return student_folder / subject if stage.targets and len(stage.targets) > 1 else student_folder
+    """Where a subject of the last stage is saved: of several targets, or a search's, each in a folder of its own."""
+    several = callable(stage.targets) or len(stage.targets or ()) > 1
+    return student_folder / subject if several else student_folder
 
 
 class _ScratchFolder(tempfile.TemporaryDirectory[str]):
@@ -172,6 +174,7 @@ def run_stage(job: StageJob) -> None:
     from kdcore.engine.training import Training
 
     job.folder.mkdir(parents=True, exist_ok=True)
+    job.run.teachers = job.teachers
     try:
         unseen = job.run.data.sealed("test", when="in training")
         with unseen, blaming(f"in stage {job.stage.name!r} of plugin {job.plugins.owner}"):
@@ -183,12 +186,13 @@ def run_stage(job: StageJob) -> None:
                 _run_loop(job)
     finally:
         job.run.attach(None)
+        job.run.teachers = None
         job.teachers.release()
         job.accelerator.free_memory()
 
 
 def _run_loop(job: StageJob) -> None:
-    """A stage that owns its loop: it resumes from its own checkpoints in its folder."""
+    """A stage that owns its loop: it resumes from its own checkpoints in its folder, with its own `Accelerator`."""
     assert job.stage.loop is not None
     assert job.stage.build is not None
     seed_everything(derive(job.run.seed, job.stage.name, "build"))
@@ -196,7 +200,8 @@ def _run_loop(job: StageJob) -> None:
     initial = hash_weights(module)
     models = Models(module.models)
     job.run.attach(module)
-    metrics = job.stage.loop(job.run, job.stage, models, job.folder)
+    with released():
+        metrics = job.stage.loop(job.run, job.stage, models, job.folder)
     job.save(models)
     figures = {metric.name: float(metric.value) for metric in metrics}
     done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
@@ -208,7 +213,7 @@ def load_subject(run: Run, stage: Stage, folder: Path, subject: str) -> torch.nn
     seed_everything(derive(run.seed, stage.name, "build"))
     run.stage_folders[stage.name] = folder
     if stage.targets is not None:
-        target = next(target for target in stage.targets if target.name == subject)
+        target = next(target for target in targets_of(run, stage) if target.name == subject)
         module = target.skeleton(run)
     else:
         assert stage.build is not None

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdcore.data.batch import Batch
-from kdcore.data.padding import pad
 from kdcore.engine.checkpoint import Checkpoints, TrainingState
 from kdcore.engine.checks import Checks
-from kdcore.engine.loader import Order, StepLoader, fixed_item, steps_per_epoch
+from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.preparation import checkpoint_activations, compile_submodules
 from kdcore.engine.rounds import Rounds
@@ -22,11 +21,12 @@ from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, whole
 from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
 from kdcore.engine.step_log import StepLog
+from kdcore.engine.trace import trace_control
 from kdcore.engine.trainable import Trainable
 from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import JsonLines
 from kdcore.recipe import Example, Turn
-from kdcore.teachers.outputs import StageTeachers, TeacherOutputs
+from kdcore.teachers.outputs import TeacherOutputs
 
 if TYPE_CHECKING:
     from kdcore.engine.stages import StageJob
@@ -90,7 +90,7 @@ class Training:
             self.state = restored
             self.run.log(f"{self.stage.name}: resumed at step {restored.step}")
         elif self.job.control_follows:
-            self._trace_control()
+            trace_control(self)
         path, offset = self.job.folder / "metrics.jsonl", self.state.metrics_offset
         with JsonLines(path, offset, writes=self.run.rank == 0) as self.metrics:
             while self.state.round < self.rounds.count and (self._within_a_round() or not self._at_the_end()):
@@ -169,7 +169,7 @@ class Training:
         state = self.state
         self.run.step = state.step
         micro_batches = [
-            self._prepared(batch.to(self.accelerator.device), micro) for micro, batch in enumerate(micro_batches)
+            self.prepared(batch.to(self.accelerator.device), micro) for micro, batch in enumerate(micro_batches)
         ]
         totals = step_totals(self.stage, micro_batches, self.accelerator)
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
@@ -219,7 +219,8 @@ class Training:
         if log_now:
             self.log.add(self.metrics, state, total, values, report, len(indices))
 
-    def _prepared(self, batch: Batch, micro: int = 0) -> Batch:
+    def prepared(self, batch: Batch, micro: int = 0) -> Batch:
+        """The batch with what the stage's ``prepare`` draws for it."""
         if self.stage.prepare is None:
             return batch
         self.run.micro = micro
@@ -245,7 +246,7 @@ class Training:
         outputs.new_turn()
         values: dict[str, torch.Tensor] = {}
         total: torch.Tensor | None = None
-        passes = self._terms_of(
+        passes = self.terms_of(
             turn, batch, memo, outputs, control=self.job.control, portion=portion, totals=totals, micro=micro
         )
         for loss, found in passes:
@@ -264,7 +265,7 @@ class Training:
             )
         return total, values
 
-    def _terms_of(
+    def terms_of(
         self,
         turn: str,
         batch: Batch,
@@ -339,31 +340,6 @@ class Training:
             return None
         self.accelerator.unscale_gradients(optimizer)
         return whole(torch.nn.utils.clip_grad_norm_([p for _, p in named], turn.clip_norm))
-
-    def _trace_control(self) -> None:
-        """Refuse, before anything is paid for, a comparison whose control would have nothing to train on."""
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        examples = self.rounds.control_examples(2, self.models, self.checks.measure)
-        advice = "declare an Arm(control=True) in the recipe, or run without --compare"
-        if not examples:
-            raise InputError(f"stage {self.stage.name!r}: without the teacher no training example remains; {advice}")
-        items = [fixed_item(self.data, example) for example in examples]
-        batch = Batch((self.data.collate or pad)(items), examples, items).to(self.accelerator.device)
-        refusing = StageTeachers(self.run, self.stage, self.job.plugins, self.job.teachers.root, refuse=True)
-        with torch.no_grad():
-            batch = self._prepared(batch)
-            totals = step_totals(self.stage, [batch], self.accelerator)
-            memo: dict[str, Any] = {}
-            outputs = TeacherOutputs(refusing, batch, self.models)
-            losses = []
-            for turn in self.turns:
-                outputs.new_turn()
-                passes = self._terms_of(turn, batch, memo, outputs, control=True, portion=1.0, totals=totals)
-                losses += [loss for loss, _ in passes]
-            if all(loss is None for loss in losses):
-                raise InputError(f"{self.stage.name}: no loss term has a weight in the control; {advice}")
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(buffers[name])
 
     def _check(self) -> None:
         self.log.refuse_not_finite(self.state.step)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kdcore.data.splits import example_from_json, example_to_json
-from kdcore.errors import InputError, PluginError, blaming
+from kdcore.errors import InputError, PluginError, TeacherRefusedError, blaming
 from kdcore.files import write_text
 from kdcore.recipe import Example, Synth
 
@@ -55,7 +56,8 @@ def draw(
 
 
 def _blamed(stream: Iterator[Example], plugin: str) -> Iterator[Example]:
-    with blaming(f"in hook data_synth of plugin {plugin}"):
+    """The stream, which ends quietly where the control would ask a teacher."""
+    with contextlib.suppress(TeacherRefusedError), blaming(f"in hook data_synth of plugin {plugin}"):
         yield from stream
 
 
