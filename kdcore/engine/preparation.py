@@ -44,4 +44,5 @@ def checkpoint_activations(module: StepModule) -> None:
             "set it to false"
         )
     for model in able:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        renamed = getattr(model, "activation_checkpointing_enable", None)  # the name in newer versions of transformers
+        (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})

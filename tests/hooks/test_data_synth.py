@@ -80,3 +80,9 @@ def test_hook_data_synth_may_not_repeat_an_id(execute, joiner):
         PluginError, match="data_synth of plugin joiner gave the id 'same', which is empty or already in the pool"
     ):
         execute(plugins=method(joiner, "take=16", 'f"{run.round}/{number}"', '"same"'))
+
+
+def test_hook_data_synth_ends_quietly_in_the_control_where_it_asks_the_teacher(execute, joiner):
+    asks = "        if number == 12:\n            run.teacher('large')\n        first, *rest", "        first, *rest"
+    folder = execute("batch_size=4", plugins=method(joiner, "take=16", *reversed(asks)), compare=True)
+    assert [len(sealed(folder, 0, arm)) for arm in ("distill", "control")] == [16, 6]
