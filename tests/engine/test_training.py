@@ -184,6 +184,20 @@ def test_a_killed_run_resumes_to_the_same_bits(start, killed_at, never_killed, t
         assert (killed / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["arms/*/*/distil/metrics.jsonl", "arms/*/*/distil/checkpoints/step-14*"])
+def test_a_killed_run_with_dropout_augmentation_and_workers_resumes_to_the_same_bits(
+    start, killed_at, tmp_path, moment
+):
+    command = [*RUN, "--plugin", str(SOFT_LABELS.with_name("augmented.py")), "--workers", "2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start([*command, "--out", str(whole)]).wait() == 0
+    assert killed_at(command, killed, moment)
+    assert start(["run", "--resume", str(killed)]).wait() == 0
+    assert {**done(killed), "seconds": 0} == {**done(whole), "seconds": 0}
+    assert evaluated(killed) == evaluated(whole)
+
+
 def evaluated(folder: Path) -> list[dict]:
     return read_json(folder / "arms" / "distill" / "seed-0" / "evaluation.json")["rows"]
 
