@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kdcore.data.batch import Batch
     from kdcore.engine.models import Models
+    from kdcore.engine.schedules import TrainingProgress
     from kdcore.run import Run
 
 __all__ = [
@@ -223,13 +224,15 @@ class Turn:
 
     :param trains: patterns over ``module.parameter`` names (``"student.*"``); the rest is frozen.
     :param optimizer: named parameters to an optimiser, so that groups are the plugin's (see `kdcore.adamw`).
-    :param schedule: progress in 0..1 over all rounds to a factor of every group's learning rate; a pure function.
+    :param schedule: a `TrainingProgress`, which is the progress in 0..1 over all rounds with ``step``, ``epoch``,
+        ``history`` and ``better``, to a factor of every group's learning rate; a pure function (`kdcore.linear`,
+        `kdcore.plateau`).
     :param clip_norm: clip the turn's gradients to this norm.
     """
 
     trains: Sequence[str]
     optimizer: Callable[[Sequence[tuple[str, torch.nn.Parameter]]], torch.optim.Optimizer]
-    schedule: Callable[[float], float] | None = None
+    schedule: Callable[[TrainingProgress], float] | None = None
     clip_norm: float | None = None
 
 

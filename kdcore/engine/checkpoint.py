@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from attrs import asdict, define, field
@@ -22,7 +23,8 @@ class TrainingState:
     :ivar round: the current round.
     :ivar round_start: the step at which it began.
     :ivar round_steps: steps of the finished rounds.
-    :ivar history: (step, value) of the monitored metric at each check.
+    :ivar history: (step, value) of the monitored metric at each check, negated where lower is better.
+    :ivar better: whether a ``"higher"`` or a ``"lower"`` value of the monitored metric is better.
     :ivar best_step: the step of the best check, -1 before any.
     :ivar order_hash: chained sha256 over the ids of every step's examples.
     :ivar metrics_offset: length of ``metrics.jsonl``.
@@ -34,6 +36,7 @@ class TrainingState:
     round_start: int = 0
     round_steps: list[int] = field(factory=list)
     history: list[tuple[int, float]] = field(factory=list)
+    better: Literal["higher", "lower"] = "higher"
     best_step: int = -1
     order_hash: str = ""
     metrics_offset: int = 0

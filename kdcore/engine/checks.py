@@ -68,7 +68,8 @@ class Checks:
                 f"stage {self.stage.name!r} monitors {monitored!r}, but evaluate of plugin {', '.join(self._authors)} "
                 f"gave {', '.join(metrics) or 'nothing'}"
             )
-        sign = 1.0 if metrics[monitored].better == "higher" else -1.0
+        state.better = metrics[monitored].better
+        sign = 1.0 if state.better == "higher" else -1.0
         state.history.append((state.step, sign * metrics[monitored].value))
         best = max(value for _, value in state.history)
         state.best_step = next(step for step, value in state.history if value == best)

@@ -17,6 +17,7 @@ from kdcore.engine.loader import Order, StepLoader, steps_per_epoch
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.preparation import checkpoint_activations, compile_submodules
 from kdcore.engine.rounds import Rounds
+from kdcore.engine.schedules import TrainingProgress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, whole
 from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
@@ -124,7 +125,7 @@ class Training:
         first_step, began = state.step, time.monotonic()
         for indices, micro_batches in [] if state.stopped else self._batches(order, pool):
             with self._in_lockstep():
-                self._step(pool, indices, micro_batches, number, steps)
+                self._step(pool, indices, micro_batches, steps)
             state.seconds += time.monotonic() - began
             if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
                 self._check()
@@ -165,7 +166,7 @@ class Training:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in self.log.shown.items())
                 bar.advance(1, text)
 
-    def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], number: int, steps: int) -> None:
+    def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], steps: int) -> None:
         state = self.state
         self.run.step = state.step
         micro_batches = [
@@ -174,8 +175,8 @@ class Training:
         totals = step_totals(self.stage, micro_batches, self.accelerator)
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
         outputs = [TeacherOutputs(self.job.teachers, batch, self.models) for batch in micro_batches]
-        middle_of_the_step = (state.step - state.round_start + 0.5) / steps
-        progress = (number + middle_of_the_step) / self.rounds.count
+        epoch_steps = steps_per_epoch(len(pool), self.stage.batch_size)
+        progress = TrainingProgress.of(state, steps, self.rounds.count, epoch_steps)
         last = list(self.turns)[-1]
         values: dict[str, torch.Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)
