@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Batch
     from kdcore.data.splits import Splits
     from kdcore.engine.optimizers import adamw
-    from kdcore.engine.schedules import constant, cosine, linear
+    from kdcore.engine.schedules import constant, cosine, eden, linear, plateau
     from kdcore.errors import InputError
     from kdcore.hookspecs import hookimpl
     from kdcore.recipe import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         option,
     )
     from kdcore.run import Run
+    from kdcore.taps import tapped
 
 __version__ = "0.1.0"
 
@@ -53,9 +54,12 @@ __all__ = [
     "adamw",
     "constant",
     "cosine",
+    "eden",
     "hookimpl",
     "linear",
     "option",
+    "plateau",
+    "tapped",
 ]
 
 _ELSEWHERE = {
@@ -66,8 +70,11 @@ _ELSEWHERE = {
     "adamw": "kdcore.engine.optimizers",
     "constant": "kdcore.engine.schedules",
     "cosine": "kdcore.engine.schedules",
+    "eden": "kdcore.engine.schedules",
     "hookimpl": "kdcore.hookspecs",
     "linear": "kdcore.engine.schedules",
+    "plateau": "kdcore.engine.schedules",
+    "tapped": "kdcore.taps",
 }
 
 
