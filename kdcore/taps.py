@@ -84,7 +84,7 @@ def tapped(model: nn.Module, *names: str) -> Iterator[Taps]:
 
 
 def _recording(outputs: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, arguments: Any, output: Any) -> None:
+    def record(_module: nn.Module, _arguments: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, (tuple, list)) else output)
 
     return record

@@ -89,9 +89,9 @@ def test_unknown_names_are_refused_with_the_nearest(bert, name, message):
 
 def test_what_is_missing_says_why(bert):
     with tapped(bert, "encoder.layer.*") as taps:
-        with pytest.raises(KeyError, match="'encoder.layer.0' has not been called"):
+        with pytest.raises(KeyError, match=r"'encoder.layer.0' has not been called"):
             taps["encoder.layer.0"]
-        with pytest.raises(KeyError, match="'encoder.layer.7' is not tapped; tapped are encoder.layer.0, "):
+        with pytest.raises(KeyError, match=r"'encoder.layer.7' is not tapped; tapped are encoder.layer.0, "):
             taps["encoder.layer.7"]
 
 
