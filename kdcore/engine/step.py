@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils.operations import recursively_apply
+from torch.nn.parallel import DistributedDataParallel
 
 from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
@@ -118,6 +120,18 @@ def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) 
         tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=accelerator.device)
         sums = dict(zip(sums, accelerator.reduce(tensor, "sum").tolist()))
     return sums
+
+
+def without_backward(wrapped: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    """To be entered inside the forward of a pass that has no loss.
+
+    DDP would prepare for the backward of such a forward, and would then find the gradients of the next micro-batch,
+    which is not synchronised, ready twice.
+    """
+    if not isinstance(wrapped, DistributedDataParallel):
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = wrapped.no_sync()
+    return context
 
 
 def detach_memo(memo: MutableMapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from kdcore.engine.rounds import Rounds
 from kdcore.engine.schedules import TrainingProgress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, whole
-from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
+from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum, without_backward
 from kdcore.engine.step_log import StepLog
 from kdcore.engine.trace import trace_control
 from kdcore.engine.trainable import Trainable
@@ -297,12 +297,16 @@ class Training:
 
         def forward(models: Models) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]] | None:
             terms = passes.next(models)
-            return None if terms is None else weighted_sum(terms, control=control, portion=portion, totals=totals)
+            result = weighted_sum(terms, control=control, portion=portion, totals=totals) if terms is not None else None
+            if result is None or result[0] is None:
+                rest_of_the_forward.enter_context(without_backward(self.wrapped))
+            return result
 
         number = 0
         while not passes.finished:
             seed_everything(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
-            result = self.wrapped(forward)
+            with contextlib.ExitStack() as rest_of_the_forward:
+                result = self.wrapped(forward)
             self._end_of_forward()
             if result is None:
                 return

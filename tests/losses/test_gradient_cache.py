@@ -151,7 +151,9 @@ def test_under_autocast_the_loss_is_computed_in_float32_and_weights_keep_their_g
         found.backward()
     assert told == [(torch.float32, False, torch.float32)]
     for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=0.02, atol=2e-4)  # chunks sum in another order
+        torch.testing.assert_close(
+            gradient, wanted[name], rtol=0.02, atol=4e-3
+        )  # sums over chunks are rounded to bfloat16
 
 
 def test_random_numbers_of_every_kind_are_the_same_twice_and_go_on_afterwards():
@@ -276,8 +278,8 @@ def test_a_whole_run_keeps_fewer_graphs(execute):
 @pytest.mark.usefixtures("methods_can_be_imported")
 def test_two_processes_end_with_the_same_weights_with_and_without(tmp_path):
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "kdcore"]
-    for cached in ("true", "false"):
-        command = ["run", "--plugin", str(SIMILARITIES), "--no-compare", "--device", "cpu", "--set", f"cached={cached}"]
+    for cached in ("true", "false"):  # two micro-batches, several passes, and passes of the control without a loss
+        command = ["run", "--plugin", str(SIMILARITIES), "--compare", "--device", "cpu", "--set", f"cached={cached}"]
         done = subprocess.run(
             [*launched, *command, "--out", str(tmp_path / cached)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
@@ -286,8 +288,9 @@ def test_two_processes_end_with_the_same_weights_with_and_without(tmp_path):
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
-    for name, tensor in student(tmp_path / "false").items():
-        torch.testing.assert_close(student(tmp_path / "true")[name], tensor, rtol=1e-3, atol=1e-5)
+    for arm in ("distill", "control"):
+        for name, tensor in student(tmp_path / "false", arm).items():
+            torch.testing.assert_close(student(tmp_path / "true", arm)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.cuda
