@@ -33,10 +33,9 @@ class Passes:
         self._started: dict[str, Iterator[Any]] | None = None
         self.finished = False
 
-    def next(self, models: Models) -> list[AuthoredTerm] | None:
-        """The terms of the next pass, or None after the last; to be called inside the wrapped forward."""
+    def next(self, models: Models) -> list[AuthoredTerm]:
+        """The terms of the next pass, none after the last; to be called inside the wrapped forward."""
         terms: list[AuthoredTerm] = []
-        alive = False
         if self._started is None:
             self._started = {}
             for plugin in self.authors:
@@ -44,7 +43,6 @@ class Passes:
                 if inspect.isgenerator(result):
                     self._started[plugin] = result
                 elif result is not None:
-                    alive = True
                     terms += _checked(plugin, result)
         for plugin, passes in list(self._started.items()):
             with blaming(_hook_of(plugin)):
@@ -53,9 +51,8 @@ class Passes:
                 del self._started[plugin]
             else:
                 terms += _checked(plugin, result)
-                alive = True
         self.finished = not self._started
-        return terms if alive else None
+        return terms
 
 
 def _checked(plugin: str, terms: Any) -> list[AuthoredTerm]:
@@ -122,16 +119,24 @@ def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) 
     return sums
 
 
-def without_backward(wrapped: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-    """To be entered inside the forward of a pass that has no loss.
+def run_pass(
+    wrapped: torch.nn.Module, call: Callable[[Models], tuple[torch.Tensor | None, dict[str, torch.Tensor]]]
+) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    """Call inside the wrapped forward, and tell DDP where no backward follows.
 
-    DDP would prepare for the backward of such a forward, and would then find the gradients of the next micro-batch,
-    which is not synchronised, ready twice.
+    DDP would prepare for the backward of a pass without a loss, and would then find the gradients of the next
+    micro-batch, which is not synchronised, ready twice.
     """
-    if not isinstance(wrapped, DistributedDataParallel):
-        return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[None] = wrapped.no_sync()
-    return context
+    with contextlib.ExitStack() as rest_of_the_forward:
+
+        def told(models: Models) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+            loss, values = call(models)
+            if loss is None and isinstance(wrapped, DistributedDataParallel):
+                rest_of_the_forward.enter_context(wrapped.no_sync())
+            return loss, values
+
+        result: tuple[torch.Tensor | None, dict[str, torch.Tensor]] = wrapped(told)
+        return result
 
 
 def detach_memo(memo: MutableMapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from kdcore.engine.rounds import Rounds
 from kdcore.engine.schedules import TrainingProgress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, whole
-from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum, without_backward
+from kdcore.engine.step import Passes, detach_memo, run_pass, step_totals, weighted_sum
 from kdcore.engine.step_log import StepLog
 from kdcore.engine.trace import trace_control
 from kdcore.engine.trainable import Trainable
@@ -175,8 +175,9 @@ class Training:
         totals = step_totals(self.stage, micro_batches, self.accelerator)
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
         outputs = [TeacherOutputs(self.job.teachers, batch, self.models) for batch in micro_batches]
-        epoch_steps = steps_per_epoch(len(pool), self.stage.batch_size)
-        progress = TrainingProgress.of(state, steps, self.rounds.count, epoch_steps)
+        progress = TrainingProgress.of(
+            state, steps, self.rounds.count, steps_per_epoch(len(pool), self.stage.batch_size)
+        )
         last = list(self.turns)[-1]
         values: dict[str, torch.Tensor] = {}
         total = torch.zeros((), device=self.accelerator.device)
@@ -295,21 +296,14 @@ class Training:
 
         passes = Passes(self.job.plugins.implementers("student_loss"), ask)
 
-        def forward(models: Models) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]] | None:
-            terms = passes.next(models)
-            result = weighted_sum(terms, control=control, portion=portion, totals=totals) if terms is not None else None
-            if result is None or result[0] is None:
-                rest_of_the_forward.enter_context(without_backward(self.wrapped))
-            return result
+        def forward(models: Models) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+            return weighted_sum(passes.next(models), control=control, portion=portion, totals=totals)
 
         number = 0
         while not passes.finished:
             seed_everything(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
-            with contextlib.ExitStack() as rest_of_the_forward:
-                result = self.wrapped(forward)
+            result = run_pass(self.wrapped, forward)
             self._end_of_forward()
-            if result is None:
-                return
             yield result
             number += 1
 

@@ -54,14 +54,14 @@ def test_pass_k_joins_the_kth_list_of_every_plugin():
     answers = {"generator": three_passes(), "list": [LossTerm("plain", torch.tensor(1.0))], "silent": None}
     passes = Passes(list(answers), lambda plugin, models: answers[plugin])
     found = []
-    while (terms := passes.next(MODELS)) is not None:
-        found.append([term.name for _, term in terms])
-    assert [sorted(names) for names in found] == [["pass0", "plain"], ["pass1"], ["pass2"]]
+    while not passes.finished:
+        found.append([term.name for _, term in passes.next(MODELS)])
+    assert [sorted(names) for names in found] == [["pass0", "plain"], ["pass1"], ["pass2"], []]
 
 
 def test_a_plain_list_is_known_to_be_the_last_pass():
     passes = Passes(["a"], lambda plugin, models: [LossTerm("x", torch.tensor(1.0))])
-    assert passes.next(MODELS) is not None
+    assert len(passes.next(MODELS)) == 1
     assert passes.finished
 
 
