@@ -61,6 +61,7 @@ def positive(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 def one_of(*choices: str) -> Any:
     """A validator of a closed choice."""
+
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if value not in choices:
             raise ValueError(f"{attribute.name} = {value!r} must be one of {', '.join(map(repr, choices))}")

@@ -60,8 +60,9 @@ def tapped(model: nn.Module, *names: str) -> Iterator[Taps]:
 
     The model may be called here by any of its methods, in `student_loss`, `teacher_outputs` and `predict`, and under
     DDP: names are those of the plugin's own module. What a checkpointed layer computes again in the backward is not
-    recorded. Where a tapped module, or one that it lies in, was compiled by ``torch.compile``, everything compiled
-    runs eagerly inside the block, for compiled code does not call hooks. So compile what lies beside or below taps.
+    recorded. A compiled module may be tapped, but compiled code calls no hooks of what is in it: where a tapped module
+    lies in a compiled one, everything compiled runs eagerly inside the block. So compile the tapped layers
+    (``compile=["student.encoder.layer.*"]``) rather than the whole model.
 
     :param model: whose submodules are tapped.
     :param names: names as of ``model.named_modules()``, or patterns of `fnmatch`, in which ``*`` does not cross a dot:
@@ -76,18 +77,31 @@ def tapped(model: nn.Module, *names: str) -> Iterator[Taps]:
             raise ValueError(f"{type(model).__name__} has no module {pattern!r}; {_nearest(pattern, list(modules))}")
     taps = Taps(chosen)
     with contextlib.ExitStack() as stack:
-        if any(_is_compiled(modules[outer]) for name in chosen for outer in _upwards(name)):
+        if any(_is_compiled(modules[outer]) for name in chosen for outer in _above(name)):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name in chosen:
-            stack.callback(modules[name].register_forward_hook(_recording(taps.calls(name))).remove)
+            stack.callback(_record(modules[name], taps.calls(name)))
         yield taps
 
 
-def _recording(outputs: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-    def record(_module: nn.Module, _arguments: Any, output: Any) -> None:
+def _record(module: nn.Module, outputs: list[Any]) -> Callable[[], None]:
+    """Append the output of each call; returns what ends it."""
+
+    def keep(output: Any) -> None:
         outputs.append(output[0] if isinstance(output, (tuple, list)) else output)
 
-    return record
+    compiled = getattr(module, "_compiled_call_impl", None)
+    if compiled is None:
+        return module.register_forward_hook(lambda _module, _arguments, output: keep(output)).remove
+
+    # A hook would be compiled too, anew for each block.
+    def call(*arguments: Any, **options: Any) -> Any:
+        output = compiled(*arguments, **options)
+        keep(output)
+        return output
+
+    module._compiled_call_impl = call
+    return lambda: setattr(module, "_compiled_call_impl", compiled)
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -100,12 +114,11 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
     return f"near it are {', '.join(close)}" if close else "it has no submodules"
 
 
-def _upwards(name: str) -> Iterator[str]:
-    """The name itself and those of all modules that it lies in, the model's own ``""`` last."""
+def _above(name: str) -> Iterator[str]:
+    """The names of all modules that it lies in, the model's own ``""`` last."""
     while name:
-        yield name
         name = name.rpartition(".")[0]
-    yield ""
+        yield name
 
 
 def _is_compiled(module: nn.Module) -> bool:
