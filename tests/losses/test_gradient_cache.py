@@ -23,6 +23,10 @@ from kdcore.losses.gradient_cache import gradient_cached
 
 SIMILARITIES = Path(__file__).parents[1] / "methods" / "similarities.py"
 SIZES = (5, 5, 5, 2)
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FSDP = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+FSDP += ["--dynamo_backend", "no", "--use_fsdp", "--fsdp_version", "2"]
+FSDP += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap", "Linear"]
 
 
 def encoder(dropout: float = 0.3, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -276,8 +280,9 @@ def test_a_whole_run_keeps_fewer_graphs(execute):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("methods_can_be_imported")
-def test_two_processes_end_with_the_same_weights_with_and_without(tmp_path):
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "kdcore"]
+@pytest.mark.parametrize("launcher", [TORCHRUN, FSDP], ids=["ddp", "fsdp"])
+def test_two_processes_end_with_the_same_weights_with_and_without(tmp_path, launcher):
+    launched = [sys.executable, "-m", *launcher, "-m", "kdcore"]
     for cached in ("true", "false"):  # two micro-batches, several passes, and passes of the control without a loss
         command = ["run", "--plugin", str(SIMILARITIES), "--compare", "--device", "cpu", "--set", f"cached={cached}"]
         done = subprocess.run(
