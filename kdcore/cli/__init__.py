@@ -31,6 +31,7 @@ COMMANDS = {
     "config": ("kdcore.cli.config:config", "Print a plugin's complete documented configuration."),
     "report": ("kdcore.cli.report:report", "Write the HTML report of a run."),
     "compare": ("kdcore.cli.compare:compare", "Show several runs side by side."),
+    "export": ("kdcore.cli.export:export", "Write a student as ONNX, compare it with itself and time it."),
     "completion": ("kdcore.cli.completion:completion", "Print the shell's completion script."),
 }
 

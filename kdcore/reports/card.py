@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tomlkit.items import Item, String
 
 from kdcore.files import write_text
-from kdcore.reports.folder import RunFolder
+from kdcore.reports.exports import export_of
+from kdcore.reports.folder import students
 from kdcore.reports.summary import Summary, compared_pairs, difference_line, fairness, summarise
-from kdcore.reports.table import table_of
+from kdcore.reports.table import export_table, table_of
 
 __all__ = ["write_card", "write_cards"]
 
@@ -37,22 +38,6 @@ def cards_of(summary: Summary) -> list[Path]:
     return [write_card(summary, relative) for relative in students(summary.run)]
 
 
-def students(run: RunFolder) -> dict[str, tuple[str | None, int | None, str]]:
-    """The student folders of a run, relative to it, with their arm, seed and subject."""
-    found: dict[str, tuple[str | None, int | None, str]] = {}
-    for row in run.rows:
-        if row.arm is not None and row.path and run.inside(row.path):
-            found[row.path] = (row.arm, row.seed, row.subject)
-    for arm in run.arms:
-        for seed in run.seeds:
-            relative = f"arms/{arm}/seed-{seed}/student"
-            if run.inside(relative):
-                found.setdefault(relative, (arm, seed, "student"))
-    if run.inside("student"):
-        found.setdefault("student", (run.arms[0], run.seeds[0], "student"))
-    return found
-
-
 def write_card(summary: Summary, relative: str) -> Path:
     """Write the card of one student folder, given relative to the run, and return its path.
 
@@ -61,6 +46,7 @@ def write_card(summary: Summary, relative: str) -> Path:
     run = summary.run
     arm, seed, subject = students(run)[relative]
     folder = run.path / relative
+    exported = export_of(folder)
     plan = run.plan
     base = _base_model(run.text("config.toml"))
     library = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"
@@ -97,6 +83,8 @@ def write_card(summary: Summary, relative: str) -> Path:
             fair=compared_pairs(entries),
             usage=plan["usage"].replace("{folder}", f"{run.name}/{relative}").strip(),
             location=f"{run.name}/{relative}",
+            exported=exported,
+            exports=export_table(exported),
             configuration=configuration(run.text("config.toml")),
             plugins=plugins,
             papers=[(plugin, match[1]) for plugin in plugins if (match := ARXIV.search(plugin["paper"]))],

@@ -24,7 +24,7 @@ from kdcore.reports.records import (
     structured_line,
 )
 
-__all__ = ["Evaluated", "RunFolder", "open_run", "read_done", "read_metrics", "read_object"]
+__all__ = ["Evaluated", "RunFolder", "open_run", "read_done", "read_metrics", "read_object", "students"]
 
 RECORDS = {"data.json": DataRecord, "samples.json": SamplesRecord}
 
@@ -170,6 +170,22 @@ def open_run(folder: Path) -> RunFolder:
     for yardstick in plan["yardsticks"]:
         rows += _evaluation(folder / "yardsticks" / yardstick / "evaluation.json", "yardstick")
     return RunFolder(folder, plan, rows)
+
+
+def students(run: RunFolder) -> dict[str, tuple[str | None, int | None, str]]:
+    """The student folders of a run, relative to it, with their arm, seed and subject."""
+    found: dict[str, tuple[str | None, int | None, str]] = {}
+    for row in run.rows:
+        if row.arm is not None and row.path and run.inside(row.path):
+            found[row.path] = (row.arm, row.seed, row.subject)
+    for arm in run.arms:
+        for seed in run.seeds:
+            relative = f"arms/{arm}/seed-{seed}/student"
+            if run.inside(relative):
+                found.setdefault(relative, (arm, seed, "student"))
+    if run.inside("student"):
+        found.setdefault("student", (run.arms[0], run.seeds[0], "student"))
+    return found
 
 
 def read_done(stage_folder: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from kdcore.reports.summary import (
     size,
     summarise,
 )
+from kdcore.reports.table import export_table
 from kdcore.structure import flatten
 
 __all__ = ["write_report"]
@@ -85,6 +86,7 @@ def report_of(summary: Summary) -> Path:
             samples=run.optional("samples.json"),
             samples_shown=SAMPLES,
             reference=next((line.label for line in summary.lines if line.kind == "teacher"), ""),
+            exports=[(entry, export_table(entry)) for entry in summary.result["exports"]],
             data=run.optional("data.json"),
             configuration=run.text("config.toml"),
             environment=_as_rows(run.optional("environment.json") or {}),

@@ -20,6 +20,7 @@ __all__ = [
     "DataRecord",
     "DoneRecord",
     "Evaluation",
+    "ExportRecord",
     "LogRecord",
     "PlanRecord",
     "SamplesRecord",
@@ -173,6 +174,37 @@ class SamplesRecord:
     title: str = "Samples"
     columns: list[str] = field(factory=list)
     rows: list[list[Any]] = field(factory=list)
+
+
+@frozen
+class _Agreement:
+    max_abs: float
+    mean_abs: float
+    cosine: float | None = None
+    argmax: float | None = None
+    scale: float = 1.0
+
+
+@frozen
+class _ExportedFile:
+    name: str = field(validator=_names)
+    bytes: int = field(validator=_counts)
+    latency_ms: float
+    per_second: float
+    agreement: dict[str, _Agreement] = field(factory=dict)
+
+
+@frozen
+class ExportRecord:
+    """``export.json`` beside a student's exported files; the first of ``files`` is the student itself."""
+
+    model: str
+    library: str
+    inputs: str
+    threads: int = field(validator=_counts)
+    files: list[_ExportedFile] = field(validator=_some)
+    reads_texts: bool = False
+    versions: dict[str, str] = field(factory=dict)
 
 
 def read_object(path: Path) -> dict[str, Any]:

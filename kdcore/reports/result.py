@@ -11,6 +11,7 @@ from typing import Any
 from kdcore.files import write_text
 from kdcore.recipe import Metric
 from kdcore.reports.comparison import Difference, compare_samples, compare_values
+from kdcore.reports.exports import exports_of
 from kdcore.reports.folder import Evaluated, RunFolder, open_run
 
 __all__ = ["build_result", "compare_rows", "tested", "verdict", "write_result"]
@@ -24,8 +25,8 @@ def build_result(folder: Path) -> dict[str, Any]:
     ``rows`` has a student row for each arm, seed, subject and split, then the teachers and yardsticks, whose
     ``arm`` and ``seed`` are null. ``comparison`` has an entry for each arm against each control, subject, split and
     metric; ``tested`` names what its difference is of (see `tested`); ``equal`` says whether initial weights, order of
-    the data and steps were the same (null: not recorded), and ``hashes`` lists both sides for each seed. A value that
-    is not finite is null.
+    the data and steps were the same (null: not recorded), and ``hashes`` lists both sides for each seed. ``exports``
+    has what `kdcore export` wrote of each student. A value that is not finite is null.
 
     :raises InputError: when it is no run folder, or a file in it is not valid.
     """
@@ -61,6 +62,7 @@ def result_of(run: RunFolder) -> dict[str, Any]:
         "headline": {"name": run.headline, "better": run.better},
         "rows": [_row(row) for row in run.rows],
         "comparison": comparison,
+        "exports": exports_of(run),
     }
 
 

@@ -1,12 +1,14 @@
-"""The teacher/control/student table: one column for each subject, one row for each figure, as text."""
+"""Tables as text: teacher, control and student, one column each; exported files, one row each."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from attrs import frozen
 
 from kdcore.reports.summary import Line, Summary, number, parameters, ratio, size
 
-__all__ = ["NONE", "Table", "table_of"]
+__all__ = ["NONE", "Table", "export_table", "table_of"]
 
 NONE = "–"
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -50,3 +52,26 @@ def _compared(line: Line) -> str:
     compared = [ratio(line.smaller, "smaller", "larger")] if line.smaller else []
     compared += [ratio(line.faster, "faster", "slower")] if line.faster else []
     return ", ".join(compared) or NONE
+
+
+def export_table(record: dict[str, Any] | None) -> list[dict[str, str]]:
+    """One row a file, column to cell; empty without an export. The agreement is that of the first output."""
+    rows = []
+    for file in record["files"] if record else ():
+        agreement: dict[str, Any] = next(iter(file["agreement"].values()), {})
+        rows.append(
+            {
+                "file": file["name"],
+                "on disk": size(file["bytes"]),
+                "ms alone": number(file["latency_ms"]),
+                "examples/s": number(file["per_second"]),
+                "largest difference": _cell(agreement.get("max_abs"), "{:.2g}"),
+                "cosine": _cell(agreement.get("cosine"), "{:.4f}"),
+                "same largest logit": _cell(agreement.get("argmax"), "{:.1%}"),
+            }
+        )
+    return [{name: cell for name, cell in row.items() if any(other[name] != NONE for other in rows)} for row in rows]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)

@@ -1,0 +1,134 @@
+"""ONNX files: written from torch, quantised to int8, and run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.errors import InputError, RunError
+from kdcore.exporting.student import Student
+
+__all__ = ["OnnxModel", "need_onnx", "quantize", "write_graph"]
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+LARGEST_FILE = 1_900_000_000  # a protobuf ends at 2 GiB; larger weights go to a file beside it
+QUANTIZED = ("MatMul", "Gather")
+
+
+def need_onnx() -> None:
+    """Refuse to go on without the packages of the extra.
+
+    :raises InputError: one of them is not installed.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise InputError(f"kdcore export needs {', '.join(missing)}: pip install 'kdcore[onnx]'")
+
+
+def write_graph(student: Student, sample: Mapping[str, Tensor], path: Path) -> None:
+    """Write a student as ONNX, with free batch and sequence axes.
+
+    Attention is traced in its eager form, which onnxruntime fuses better than what torch makes of its own fused
+    kernels. The file holds no trace of the Python code.
+
+    :param sample: one batch of at least two inputs.
+    :raises RunError: torch cannot trace the model.
+    """
+    before = student.transformer.config._attn_implementation
+    axes = {name: {0: "batch", 1: "sequence"} if value.ndim == 2 else {0: "batch"} for name, value in sample.items()}
+    with quiet(), torch.no_grad():
+        names = list(student.module(**sample))
+        student.transformer.set_attn_implementation("eager")
+        try:
+            program = torch.onnx.export(
+                student.module,
+                kwargs=dict(sample),
+                dynamo=True,
+                input_names=list(sample),
+                output_names=names,
+                dynamic_shapes={"inputs": axes},
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = next(iter(str(error.__cause__ or error).strip().splitlines()), "")
+            raise RunError(f"torch cannot trace a {student.name} for ONNX ({reason})") from error
+        finally:
+            student.transformer.set_attn_implementation(before)
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
+        program.save(path, external_data=_bytes_of(student) > LARGEST_FILE)
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write the int8 form of an ONNX file (dynamic quantisation: activations are quantised as they come).
+
+    Weights of matrix products and embeddings become int8, one scale an output channel, within 7 bits: the 8-bit
+    products of x86 processors without VNNI would saturate, and the figures would differ from one machine to another.
+
+    :raises InputError: the model has no such weights.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=list(QUANTIZED),
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+        written = onnx.load(target, load_external_data=False)
+    if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in written.graph.initializer):
+        raise InputError("the model has no matrix products to quantise (it is made of convolutions); leave --int8 away")
+
+
+class OnnxModel:
+    """An ONNX file on the CPU: named tensors to named arrays.
+
+    :param threads: as many as torch uses, so that the two can be compared.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow torch's down
+        self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+        given = {name: inputs[name].numpy() for name in self._inputs}
+        return dict(zip(self.outputs, self._session.run(self.outputs, given)))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings of exporters, which no reader can act on, away from the terminal."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(max(before, logging.WARNING))
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _bytes_of(student: Student) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in student.module.parameters())
