@@ -125,7 +125,7 @@ def _open_transformer(folder: Path) -> Student:
 def _architecture(folder: Path) -> Any:
     """The model's class, which ``config.json`` names.
 
-    :raises InputError: it is no class of transformers, generates text, or reads neither texts nor images.
+    :raises InputError: it is no class of transformers, decodes text, or reads neither texts nor images.
     """
     with _readable(folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -137,7 +137,7 @@ def _architecture(folder: Path) -> Any:
     kind: Any = found
     if config.is_encoder_decoder or kind.can_generate():
         raise InputError(
-            f"{folder}: a {name} generates text, for which an export needs a cache of keys and values that is not "
+            f"{folder}: a {name} decodes text, for which an export needs a cache of keys and values that is not "
             f"written here; kdcore export writes {SUPPORTED}"
         )
     if kind.main_input_name not in MAIN_INPUTS:
