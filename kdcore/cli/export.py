@@ -14,6 +14,7 @@ from kdcore.cli import HELP_OPTION, debug_option
     epilog="""\b
 Examples:
   kdcore export runs/mine --int8
+  kdcore export runs/mine --int8 --evaluate --force
   kdcore export runs/mine --arm control --seed 1
   kdcore export runs/mine/student --texts my-texts.txt --out exported
 
@@ -24,6 +25,7 @@ Needs the packages of 'kdcore[onnx]'.""",
     "--format", "_format", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="The files' format."
 )
 @click.option("--int8", is_flag=True, help="Also write it quantised to int8: a quarter of the size, less exact.")
+@click.option("--evaluate", is_flag=True, help="Also measure the headline metric on the run's test with each file.")
 @click.option("--arm", metavar="NAME", help="Whose student; by default the method's.")
 @click.option("--seed", type=int, metavar="N", help="Of which seed; by default the first.")
 @click.option("--subject", metavar="NAME", help="Which of several merged targets; by default the first.")
@@ -42,6 +44,7 @@ def export(
     run: Path,
     _format: str,
     int8: bool,
+    evaluate: bool,
     arm: str | None,
     seed: int | None,
     subject: str | None,
@@ -61,6 +64,6 @@ def export(
     from kdcore.reports import write_all
 
     source = find_student(run, arm, seed, subject)
-    export(source, int8=int8, texts=texts, out=out, force=force)
+    export(source, int8=int8, evaluate=evaluate, texts=texts, out=out, force=force)
     if source.run is not None and out is None:
         click.echo(f"report    {write_all(source.run.path)[-1]}")

@@ -14,13 +14,15 @@ from attrs import frozen
 
 from kdcore.engine.progress import Progress
 from kdcore.errors import InputError, RunError
-from kdcore.exporting.graph import OnnxModel, quantize, write_graph
+from kdcore.exporting.graph import OnnxModel, quantize, size_of, write_graph
 from kdcore.exporting.inputs import Inputs, inputs_of_file, inputs_of_run
 from kdcore.exporting.measure import BATCH, Agreement, Model, Speed, TorchModel, compare, time_alternately
+from kdcore.exporting.reopen import Reopened, measure_with, reopen
 from kdcore.exporting.student import Student, open_student
 from kdcore.files import locked, replacing, write_json
 from kdcore.reports.exports import EXPORT_FILE, EXPORT_FOLDER
 from kdcore.reports.folder import RunFolder, open_run, students
+from kdcore.reports.summary import number
 
 __all__ = ["TOLERANCE", "Source", "export", "find_student"]
 
@@ -36,13 +38,14 @@ class Source:
 
     :param folder: its folder.
     :param run: the run it is of; None for a student elsewhere.
-    :param arm: its arm in the run, and ``seed``.
+    :param arm: its arm in the run; and its seed and subject name there.
     """
 
     folder: Path
     run: RunFolder | None = None
     arm: str = ""
     seed: int = 0
+    subject: str = ""
 
 
 def find_student(path: Path, arm: str | None = None, seed: int | None = None, subject: str | None = None) -> Source:
@@ -62,7 +65,7 @@ def find_student(path: Path, arm: str | None = None, seed: int | None = None, su
             run = open_run(parent)
             found = students(run).get(path.resolve().relative_to(parent).as_posix())
             if found:
-                return Source(path, run, found[0] or run.arms[0], run.seeds[0] if found[1] is None else found[1])
+                return Source(path, run, *found)
     return Source(path)
 
 
@@ -71,17 +74,24 @@ def _student_of(run: RunFolder, arm: str | None, seed: int | None, subject: str 
     found = students(run)
     for relative, (its_arm, its_seed, its_subject) in found.items():
         if (its_arm, its_seed) == asked[:2] and subject in (None, its_subject):
-            return Source(run.path / relative, run, asked[0], asked[1])
+            return Source(run.path / relative, run, its_arm, its_seed, its_subject)
     there = "; ".join(f"--arm {a} --seed {s} --subject {name}" for a, s, name in itertools.islice(found.values(), 8))
     wanted = f"arm {asked[0]}, seed {asked[1]}" + (f", subject {subject}" if subject else "")
     raise InputError(f"{run.path}: no finished student of {wanted}; there are: {there or 'none yet'}")
 
 
 def export(
-    source: Source, *, int8: bool = False, texts: Path | None = None, out: Path | None = None, force: bool = False
+    source: Source,
+    *,
+    int8: bool = False,
+    evaluate: bool = False,
+    texts: Path | None = None,
+    out: Path | None = None,
+    force: bool = False,
 ) -> Path:
     """Write ``model.onnx``, with ``int8`` also ``model_int8.onnx``, and ``export.json``, all or nothing.
 
+    :param evaluate: measure the headline metric on the run's test with each file.
     :param texts: a file of texts to compare and time with; by default those of the run.
     :param out: the folder to write; by default ``onnx`` in the student's.
     :param force: replace an earlier export.
@@ -93,18 +103,26 @@ def export(
     refuse_occupied(target, force)
     if source.run is None and texts is None:
         raise InputError(f"{source.folder} is in no run, so its data are unknown; name texts with --texts FILE")
+    if source.run is None and evaluate:
+        raise InputError(f"{source.folder} is in no run, so it has no test; leave --evaluate away")
     progress = Progress()
     with locked(source.run.path) if source.run else nullcontext():
         student = open_student(source.folder)
         progress.line(f"student   {source.folder} ({student.name})")
+        needed = source.run if texts is None or evaluate else None
+        reopened = reopen(needed.path, source.arm, source.seed) if needed else None
         if texts is not None:
             inputs = inputs_of_file(student, texts)
         else:
-            assert source.run is not None
-            inputs = inputs_of_run(student, source.run.path, source.arm, source.seed)
+            assert reopened is not None
+            inputs = inputs_of_run(student, reopened)
         progress.line(f"inputs    {inputs.source}")
         with replacing(target) as folder:
-            write_json(folder / EXPORT_FILE, _write(student, source, inputs, int8, folder, progress))
+            record = _write(student, source, inputs, int8, folder, progress)
+            if evaluate:
+                assert reopened is not None
+                _evaluate(record, reopened, student, source, folder, progress)
+            write_json(folder / EXPORT_FILE, record)
     progress.line(f"written   {target}")
     return target
 
@@ -159,14 +177,33 @@ def _write(
 def _row(
     name: str, source: Source, folder: Path, speed: Speed, agreement: dict[str, Agreement] | None
 ) -> dict[str, Any]:
-    written = [folder / name, folder / f"{name}.data"]
-    paths = list(source.folder.rglob("*.safetensors")) if name == TORCH else written
+    weights = source.folder.rglob("*.safetensors")
     return {
         "name": name,
-        "bytes": sum(path.stat().st_size for path in paths if path.exists()),
+        "bytes": sum(path.stat().st_size for path in weights) if name == TORCH else size_of(folder / name),
         **attrs.asdict(speed),
         "agreement": {key: attrs.asdict(value) for key, value in (agreement or {}).items()},
     }
+
+
+def _evaluate(
+    record: dict[str, Any], reopened: Reopened, student: Student, source: Source, folder: Path, progress: Progress
+) -> None:
+    """Add the headline metric on test to the record: the student's as the run measured it, and each file's."""
+    assert source.run is not None
+    name = record["headline"] = source.run.headline
+    for row in record["files"]:
+        if row["name"] == TORCH:
+            asked = (source.arm, source.seed, source.subject, "test")
+            tested = [r for r in source.run.rows if (r.arm, r.seed, r.subject, r.split) == asked]
+            metrics = tested[0].metrics if tested else {}
+        else:
+            model = OnnxModel(folder / row["name"], record["threads"])
+            metrics = measure_with(reopened, source.subject, student, model)
+        if name not in metrics:
+            raise InputError(f"--evaluate: {name} was not measured on test, so there is nothing to compare")
+        row["headline"] = metrics[name].value
+        progress.line(f"test      {row['name']}: {name} {number(row['headline'])}")
 
 
 def _refuse_difference(student: Student, agreements: dict[str, Agreement]) -> None:

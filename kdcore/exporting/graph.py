@@ -17,11 +17,12 @@ from torch import Tensor
 from kdcore.errors import InputError, RunError
 from kdcore.exporting.student import Student
 
-__all__ = ["OnnxModel", "need_onnx", "quantize", "write_graph"]
+__all__ = ["OnnxModel", "need_onnx", "quantize", "size_of", "write_graph"]
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_FILE = 1_900_000_000  # a protobuf ends at 2 GiB; larger weights go to a file beside it
 QUANTIZED = ("MatMul", "Gather")
+WORTHWHILE = 0.75
 
 
 def need_onnx() -> None:
@@ -75,9 +76,8 @@ def quantize(source: Path, target: Path) -> None:
     Weights of matrix products and embeddings become int8, one scale an output channel, within 7 bits: the 8-bit
     products of x86 processors without VNNI would saturate, and the figures would differ from one machine to another.
 
-    :raises InputError: the model has no such weights.
+    :raises InputError: the model has hardly any such weights.
     """
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet():
@@ -89,15 +89,24 @@ def quantize(source: Path, target: Path) -> None:
             reduce_range=True,
             weight_type=QuantType.QInt8,
         )
-        written = onnx.load(target, load_external_data=False)
-    if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in written.graph.initializer):
-        raise InputError("the model has no matrix products to quantise (it is made of convolutions); leave --int8 away")
+    if size_of(target) > WORTHWHILE * size_of(source):
+        raise InputError(
+            "int8 makes this model hardly smaller: only its matrix products and embeddings can be quantised, not its "
+            "convolutions; leave --int8 away"
+        )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of an ONNX file, with those of the weights beside it."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
 
 
 class OnnxModel:
     """An ONNX file on the CPU: named tensors to named arrays.
 
     :param threads: as many as torch uses, so that the two can be compared.
+    :ivar inputs: their names.
+    :ivar outputs: their names.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -109,11 +118,11 @@ class OnnxModel:
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would slow torch's down
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-        given = {name: inputs[name].numpy() for name in self._inputs}
+        given = {name: inputs[name].numpy() for name in self.inputs}
         return dict(zip(self.outputs, self._session.run(self.outputs, given)))
 
 

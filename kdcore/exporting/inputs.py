@@ -9,19 +9,14 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
-from kdcore.config import read_run
 from kdcore.data.batch import Batch
 from kdcore.data.padding import LENGTHS, pad
-from kdcore.data.splits import RESERVED, Splits
-from kdcore.engine.experiment import open_data
+from kdcore.data.splits import RESERVED
 from kdcore.engine.loader import fixed_item
-from kdcore.engine.plan import METHOD, make_plan, plugins_of, recipe_of
-from kdcore.engine.seeds import derive, seed_everything
-from kdcore.engine.stages import ordered
 from kdcore.errors import InputError
+from kdcore.exporting.reopen import Reopened
 from kdcore.exporting.student import Student
-from kdcore.recipe import Arm, Example, Stage
-from kdcore.run import Run
+from kdcore.recipe import Example, Stage
 
 __all__ = ["Inputs", "inputs_of_file", "inputs_of_run"]
 
@@ -66,18 +61,19 @@ def inputs_of_file(student: Student, path: Path) -> Inputs:
     return _of_texts(student.tokenize, texts, f"{len(texts)} texts of {path.name}")
 
 
-def inputs_of_run(student: Student, folder: Path, arm: str, seed: int) -> Inputs:
+def inputs_of_run(student: Student, reopened: Reopened) -> Inputs:
     """At most 64 inputs from a run's test split and from the splits that are the plugin's own (a corpus).
 
     A student with a tokenizer reads the longest text of each example. Any other gets what the last stage's
     ``Data.item`` and ``Data.collate`` make of the examples, by the names that its forward takes.
 
-    :raises InputError: the plugin or its data cannot be opened, or they have no input for the student.
+    :raises InputError: the run's data have no input for the student.
     """
-    splits, stage = _data_of(folder, arm, seed)
+    splits, stage = reopened.run.data, reopened.run.stage
+    assert stage is not None
     tested = next((name for name in ("test", "validation", "train") if len(splits.get(name, ()))), None)
     if tested is None:
-        raise InputError(f"{folder}: its data have no examples to compare with; name texts with --texts FILE")
+        raise InputError("the run's data have no examples to compare with; name texts with --texts FILE")
     if student.tokenize is not None:
         names = [tested, *(name for name in splits if name not in RESERVED)]
         found = (_longest_text(example) for name in names for example in spread(splits[name], MOST // len(names)))
@@ -91,22 +87,6 @@ def spread(values: Sequence[Any], most: int) -> list[Any]:
     """At most so many of the values, evenly spaced."""
     count = min(len(values), most)
     return [values[index * len(values) // count] for index in range(count)]
-
-
-def _data_of(folder: Path, arm_name: str, seed: int) -> tuple[Splits, Stage]:
-    configuration = read_run(folder)
-    run = Run(
-        folder=folder / "arms" / arm_name / f"seed-{seed}",
-        seed=seed,
-        arm=Arm(METHOD),
-        data_path=configuration.run.data,
-        limit=configuration.run.max_steps,
-    )
-    run.arm = next(arm for arm in make_plan(configuration, run).arms if arm.name == arm_name)
-    recipe = recipe_of(plugins_of(configuration, run.arm), run)
-    seed_everything(derive("data"))
-    splits, _ = open_data(recipe, run, next(iter(configuration.plugins)))
-    return splits, ordered(recipe.stages)[-1]
 
 
 def _of_texts(tokenize: Callable[[Sequence[str]], dict[str, Tensor]], texts: Sequence[str], source: str) -> Inputs:

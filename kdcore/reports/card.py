@@ -88,7 +88,7 @@ def write_card(summary: Summary, relative: str) -> Path:
             configuration=configuration(run.text("config.toml")),
             plugins=plugins,
             papers=[(plugin, match[1]) for plugin in plugins if (match := ARXIV.search(plugin["paper"]))],
-            done=[(stage, done) for stage in run.stages if (done := run.done(arm or "", seed or 0, stage))],
+            done=[(stage, done) for stage in run.stages if (done := run.done(arm, seed, stage))],
             environment=run.optional("environment.json") or {},
         )
     )

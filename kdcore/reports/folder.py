@@ -172,11 +172,11 @@ def open_run(folder: Path) -> RunFolder:
     return RunFolder(folder, plan, rows)
 
 
-def students(run: RunFolder) -> dict[str, tuple[str | None, int | None, str]]:
+def students(run: RunFolder) -> dict[str, tuple[str, int, str]]:
     """The student folders of a run, relative to it, with their arm, seed and subject."""
-    found: dict[str, tuple[str | None, int | None, str]] = {}
+    found: dict[str, tuple[str, int, str]] = {}
     for row in run.rows:
-        if row.arm is not None and row.path and run.inside(row.path):
+        if row.arm is not None and row.seed is not None and row.path and run.inside(row.path):
             found[row.path] = (row.arm, row.seed, row.subject)
     for arm in run.arms:
         for seed in run.seeds:

@@ -192,11 +192,15 @@ class _ExportedFile:
     latency_ms: float
     per_second: float
     agreement: dict[str, _Agreement] = field(factory=dict)
+    headline: float | None = None
 
 
 @frozen
 class ExportRecord:
-    """``export.json`` beside a student's exported files; the first of ``files`` is the student itself."""
+    """``export.json`` beside a student's exported files; the first of ``files`` is the student itself.
+
+    ``headline`` names the metric that was measured with each file; "" where none was.
+    """
 
     model: str
     library: str
@@ -204,6 +208,7 @@ class ExportRecord:
     threads: int = field(validator=_counts)
     files: list[_ExportedFile] = field(validator=_some)
     reads_texts: bool = False
+    headline: str = ""
     versions: dict[str, str] = field(factory=dict)
 
 

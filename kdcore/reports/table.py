@@ -56,8 +56,10 @@ def _compared(line: Line) -> str:
 
 def export_table(record: dict[str, Any] | None) -> list[dict[str, str]]:
     """One row a file, column to cell; empty without an export. The agreement is that of the first output."""
+    if record is None:
+        return []
     rows = []
-    for file in record["files"] if record else ():
+    for file in record["files"]:
         agreement: dict[str, Any] = next(iter(file["agreement"].values()), {})
         rows.append(
             {
@@ -68,6 +70,7 @@ def export_table(record: dict[str, Any] | None) -> list[dict[str, str]]:
                 "largest difference": _cell(agreement.get("max_abs"), "{:.2g}"),
                 "cosine": _cell(agreement.get("cosine"), "{:.4f}"),
                 "same largest logit": _cell(agreement.get("argmax"), "{:.1%}"),
+                record["headline"]: number(file["headline"]),
             }
         )
     return [{name: cell for name, cell in row.items() if any(other[name] != NONE for other in rows)} for row in rows]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -14,7 +15,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcore.cli import main
+from kdcore.exporting.graph import OnnxModel
 from kdcore.exporting.inputs import inputs_of_run
+from kdcore.exporting.reopen import measure_with, reopen
 from kdcore.exporting.student import open_student
 
 EXPORTED = ["export.json", "model.onnx", "model_int8.onnx"]
@@ -22,9 +25,9 @@ EXPORTED = ["export.json", "model.onnx", "model_int8.onnx"]
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory) -> Path:
-    """A run whose student has been exported, int8 too."""
+    """A run whose student has been exported, int8 too, and tested with each file."""
     folder = shutil.copytree(trained(), tmp_path_factory.mktemp("exported") / "topics")
-    assert main(["export", str(folder), "--int8"]) == 0
+    assert main(["export", str(folder), "--int8", "--evaluate"]) == 0
     return folder
 
 
@@ -68,6 +71,10 @@ def test_reports_show_the_export(run):
     assert exact["bytes"] == (run / "student/onnx/model.onnx").stat().st_size
     assert exact["agreement"]["logits"]["max_abs"] < 1e-5 < rounded["agreement"]["logits"]["max_abs"]
     assert exact["agreement"]["logits"]["argmax"] == 1
+    [row] = json.loads((run / "arms/distill/seed-0/evaluation.json").read_text())["rows"]
+    assert record["headline"] == "accuracy"
+    assert weights["headline"] == exact["headline"] == row["metrics"]["accuracy"]["value"]
+    assert abs(rounded["headline"] - exact["headline"]) < 0.1
     assert record["inputs"] == "64 texts of the run (test)"
     page = (run / "report.html").read_text()
     for text in ("<h2>Exports</h2>", "model_int8.onnx", "64 texts of the run (test)"):
@@ -101,6 +108,7 @@ def test_an_export_is_replaced_only_by_force(run, fail, tmp_path):
 
 def test_a_student_without_a_run(student, file, fail, tmp_path, capsys):
     assert "is in no run, so its data are unknown; name texts with --texts FILE" in fail("export", student)
+    assert "is in no run, so it has no test" in fail("export", student, "--texts", file, "--evaluate")
     assert "is no run folder, so --arm chooses nothing" in fail("export", student, "--arm", "distill")
     out = tmp_path / "out"
     assert main(["export", str(student), "--texts", str(file), "--out", str(out)]) == 0
@@ -142,13 +150,28 @@ def test_missing_packages_are_named(student, file, fail, monkeypatch):
 def test_without_a_tokenizer_the_stages_items_are_taken(trained, fail):
     folder = trained("with_tokenizer=false")
     student = open_student(folder / "student")
-    inputs = inputs_of_run(student, folder, "distill", 0)
+    inputs = inputs_of_run(student, reopen(folder, "distill", 0))
     assert inputs.source == "64 examples of the test split"
     batch = inputs.batches(8)[0]
     assert set(batch) == {"input_ids", "attention_mask"}
     assert (batch["attention_mask"] == (batch["input_ids"] != 0)).all()
     assert 0 < batch["attention_mask"].float().mean() < 1
     assert "the student's folder has no tokenizer" in fail("export", folder, "--texts", __file__)
+
+
+def test_the_file_is_what_the_run_is_tested_with(run, trained):
+    reopened = reopen(run, "distill", 0)
+    student = open_student(run / "student")
+    broken = OnnxModel(run / "student/onnx/model.onnx", threads=1)
+    exact = measure_with(reopened, "student", student, OnnxModel(run / "student/onnx/model.onnx", threads=1))
+    compute = broken._session.run
+    broken._session = SimpleNamespace(run=lambda names, given: [-logits for logits in compute(names, given)])
+    reversed_ = measure_with(reopened, "student", student, broken)
+    assert exact["accuracy"].value > 0
+    assert (
+        sum(exact["accuracy"].samples[key] * reversed_["accuracy"].samples[key] for key in exact["accuracy"].samples)
+        == 0
+    )
 
 
 def test_a_damaged_record_is_named(run, fail, tmp_path):
