@@ -42,12 +42,13 @@ def write_graph(student: Student, sample: Mapping[str, Tensor], path: Path) -> N
     kernels. The file holds no trace of the Python code.
 
     :param sample: one batch of at least two inputs.
+    :raises InputError: the model needs other inputs.
     :raises RunError: torch cannot trace the model.
     """
     before = student.transformer.config._attn_implementation
     axes = {name: {0: "batch", 1: "sequence"} if value.ndim == 2 else {0: "batch"} for name, value in sample.items()}
     with quiet(), torch.no_grad():
-        names = list(student.module(**sample))
+        names = _outputs_of(student, sample)
         student.transformer.set_attn_implementation("eager")
         try:
             program = torch.onnx.export(
@@ -137,6 +138,14 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+def _outputs_of(student: Student, sample: Mapping[str, Tensor]) -> list[str]:
+    try:
+        return list(student.module(**sample))
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise InputError(f"a {student.name} computes nothing from {', '.join(sample)} alone ({reason})") from error
 
 
 def _bytes_of(student: Student) -> int:

@@ -113,6 +113,8 @@ def _open_transformer(folder: Path) -> Student:
     if (folder / "tokenizer_config.json").is_file() and kind.main_input_name == "input_ids":
         with _readable(folder):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.pad_token is None:
+            raise InputError(f"{folder}: its tokenizer has no padding token; set one and save it again")
         length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
 
         def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
@@ -151,12 +153,14 @@ def _open_sentence_transformer(folder: Path) -> Student:
     except ModuleNotFoundError:
         raise InputError(f"{folder} needs sentence-transformers: pip install sentence-transformers") from None
     settings = folder / "config_sentence_transformers.json"
-    kind = read_json(settings).get("model_type", "SentenceTransformer") if settings.is_file() else "SentenceTransformer"
+    with _readable(folder):
+        modules = [str(module["type"]) for module in read_json(folder / "modules.json")]
+        kind = (read_json(settings) if settings.is_file() else {}).get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise InputError(f"{folder}: a {kind} is not exported; kdcore export writes {SUPPORTED}")
-    for module in read_json(folder / "modules.json"):
-        if not str(module.get("type", "")).startswith("sentence_transformers."):
-            raise InputError(f"{folder / 'modules.json'}: {module.get('type')} is no part of sentence-transformers")
+    foreign = [module for module in modules if not module.startswith("sentence_transformers.")]
+    if foreign:
+        raise InputError(f"{folder / 'modules.json'}: {foreign[0]} is no part of sentence-transformers")
     with _readable(folder):
         model = SentenceTransformer(
             str(folder),
@@ -188,6 +192,6 @@ def _readable(folder: Path) -> Iterator[None]:
     """What transformers says of a damaged folder, as one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{folder}: cannot be loaded ({reason}); save the student again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -14,8 +15,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from kdcore.config import configure
 from kdcore.plugins import load
 
-for package in ("onnx", "onnxruntime", "onnxscript", "sentence_transformers"):
-    pytest.importorskip(package)
+if not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript", "sentence_transformers"))):
+    collect_ignore = ["test_export.py", "test_graph.py", "test_student.py"]
 
 METHOD = Path(__file__).parents[1] / "methods" / "bert_topics.py"
 

@@ -7,6 +7,8 @@ import onnx
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
     DistilBertConfig,
     DistilBertForTokenClassification,
     ModernBertConfig,
@@ -131,6 +133,15 @@ def test_convolutions_have_nothing_to_quantise(tmp_path):
     write_graph(student, images(2), tmp_path / "model.onnx")
     with pytest.raises(InputError, match="leave --int8 away"):
         quantize(tmp_path / "model.onnx", tmp_path / "model_int8.onnx")
+
+
+def test_a_model_that_needs_other_inputs_is_named(tmp_path):
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=60)
+    student = saved((BertForMultipleChoice, config), tmp_path)
+    with pytest.raises(
+        InputError, match="a BertForMultipleChoice computes nothing from input_ids, attention_mask alone"
+    ):
+        write_graph(student, tokens(2, 7), tmp_path / "model.onnx")
 
 
 def test_a_model_that_torch_cannot_trace_is_named(tmp_path):

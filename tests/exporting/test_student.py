@@ -126,6 +126,7 @@ def test_pickled_weights_are_not_read(tmp_path):
             {"model_type": "MultiVectorEncoder"},
             "a MultiVectorEncoder is not exported",
         ),
+        ("modules.json", {"idx": 0}, "cannot be loaded ("),
         ("modules.json", [{"idx": 0, "name": "0", "path": "", "type": "os.path"}], "os.path is no part of"),
     ],
 )
