@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from kdcore.losses.vocabulary import SharedTokens
 
 __all__ = ["chunked_divergence"]
 
-LOGITS_OF_A_CHUNK = {"cpu": 2**22}
-LOGITS_ELSEWHERE = 2**27
+CPU_PRODUCT_ROWS, CPU_LOSS_LOGITS = 128, 2**19
+DEVICE_LOGITS = 2**27
 
 
 def chunked_divergence(
@@ -60,8 +61,8 @@ def chunked_divergence(
     :param student_softcap: c of the logits ``c tanh(logits / c)`` (Gemma 2, arXiv 2408.00118); likewise
         ``teacher_softcap``.
     :param reduction: ``"mean"`` or ``"sum"`` over the positions that count.
-    :param chunk: positions at a time. By default so many that one model's logits are 2**22 numbers on a CPU and 2**27
-        elsewhere; while it is computed a chunk takes several times the memory of its logits in float32.
+    :param chunk: positions of a matrix product, by default 128 on a CPU and elsewhere so many that one model's logits
+        are 2**27 numbers. Both models' logits of a chunk are held at a time.
     :return: a scalar, float32, or float64 where the inputs are.
     :raises ValueError: shapes, sizes, chunk or reduction do not fit.
     """
@@ -78,19 +79,22 @@ def chunked_divergence(
         return _rows(tensor, student_hidden.shape[:-1], mask)
 
     if isinstance(teacher, TopK) and teacher_weight is None:
-        of_teacher: Callable[[slice], Tensor | TopK] = _slices(teacher.detach().map(rows))
+        of_teacher: Callable[[slice], Tensor | TopK] = partial(_part, teacher.detach().map(rows))
     elif isinstance(teacher, Tensor) and teacher_weight is not None:
-        of_teacher = _logits(rows(teacher), teacher_weight, teacher_bias, teacher_softcap, teacher_size)
+        of_teacher = _head(rows(teacher), teacher_weight[:teacher_size], teacher_bias)
     else:
         raise ValueError("give a teacher's hidden states with its weight, or a TopK without one")
 
-    def loss(logits: Tensor, chosen: slice) -> Tensor:
+    def loss(logits: Tensor, of_teacher: Tensor | TopK) -> Tensor:
+        if isinstance(of_teacher, Tensor):
+            of_teacher = _softcapped(of_teacher, teacher_softcap)
         logits = _softcapped(logits, student_softcap)
-        return divergence(logits, of_teacher(chosen), temperature, reduction="sum", vocabulary=vocabulary)
+        return divergence(logits, of_teacher, temperature, reduction="sum", vocabulary=vocabulary)
 
     hidden, weight = _as_of_linear(rows(student_hidden)), _as_of_linear(student_weight)
     bias = None if student_bias is None else _as_of_linear(student_bias)
-    total = cast(Tensor, _Chunked.apply(hidden, weight, bias, size, loss, chunk))
+    products, losses = _rows_at_a_time(hidden.device, size)
+    total: Tensor = _Chunked.apply(hidden, weight, bias, size, of_teacher, loss, chunk or products, losses)
     return total if reduction == "sum" else total / max(hidden.shape[0], 1)
 
 
@@ -104,10 +108,17 @@ class _Chunked(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         size: int,
-        loss: Callable[[Tensor, slice], Tensor],
-        chunk: int | None,
+        of_teacher: Callable[[slice], Tensor | TopK],
+        loss: Callable[[Tensor, Tensor | TopK], Tensor],
+        products: int,
+        losses: int,
     ) -> Tensor:
-        """Only the first ``size`` tokens have logits; the gradient of the others is 0."""
+        """Sum ``loss(logits, of_teacher(rows))``.
+
+        :param size: the first tokens, which have logits; the gradient of the others is 0.
+        :param products: rows of a matrix product.
+        :param losses: rows of a loss, whose gradient takes the place of its logits.
+        """
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         accurate = torch.promote_types(weight.dtype, torch.float32)
         head, head_bias = weight[:size], None if bias is None else bias[:size]
@@ -116,24 +127,25 @@ class _Chunked(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias, dtype=accurate) if of_bias and bias is not None else None
         total = hidden.new_zeros((), dtype=accurate)
         with torch.autocast(hidden.device.type, enabled=False):
-            for chosen in _chunks(hidden, size, chunk):
-                part = hidden[chosen]
-                logits = F.linear(part, head, head_bias).requires_grad_(any(ctx.needs_input_grad))
-                with torch.enable_grad():
-                    value = loss(logits, chosen)
-                total += value.detach()
-                if not logits.requires_grad:
-                    continue
-                (grad,) = torch.autograd.grad(value, logits)
-                del logits, value
+            for chosen in _slices(hidden.shape[0], products):
+                part, teacher = hidden[chosen], of_teacher(chosen)
+                logits = F.linear(part, head, head_bias)
+                for some in _slices(part.shape[0], losses):
+                    leaf = logits[some].detach().requires_grad_(any(ctx.needs_input_grad))
+                    with torch.enable_grad():
+                        value = loss(leaf, _part(teacher, some))
+                    total += value.detach()
+                    if value.requires_grad:
+                        logits[some] = torch.autograd.grad(value, leaf)[0]
                 if hidden_grad is not None:
-                    torch.mm(grad, head, out=hidden_grad[chosen])
+                    torch.mm(logits, head, out=hidden_grad[chosen])
                 if weight_grad is not None and weight.dtype == accurate:
-                    weight_grad[:size].addmm_(grad.T, part)
+                    weight_grad[:size].addmm_(logits.T, part)
                 elif weight_grad is not None:
-                    weight_grad[:size] += grad.T @ part
+                    weight_grad[:size] += logits.T @ part
                 if bias_grad is not None:
-                    bias_grad[:size] += grad.sum(0, dtype=accurate)
+                    bias_grad[:size] += logits.sum(0, dtype=accurate)
+                del teacher, logits
         ctx.save_for_backward(
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
@@ -144,34 +156,38 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if grad is None else grad * grad_output for grad in ctx.saved_tensors), None, None, None
+        of_inputs = (None if grad is None else grad * grad_output for grad in ctx.saved_tensors)
+        return *of_inputs, None, None, None, None, None
 
 
-def _chunks(hidden: Tensor, size: int, chunk: int | None) -> list[slice]:
+def _rows_at_a_time(device: torch.device, size: int) -> tuple[int, int]:
+    """Rows of a matrix product and of a loss.
+
+    On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the
+    weights; the dozen intermediate results of a loss stay in the cache. Elsewhere every call costs the same launch.
+    """
+    if device.type == "cpu":
+        return CPU_PRODUCT_ROWS, max(1, CPU_LOSS_LOGITS // size)
+    rows = max(1, DEVICE_LOGITS // size)
+    return rows, rows
+
+
+def _slices(rows: int, most: int) -> list[slice]:
     """Slices of about as many rows each."""
-    rows = hidden.shape[0]
-    most = chunk or max(1, LOGITS_OF_A_CHUNK.get(hidden.device.type, LOGITS_ELSEWHERE) // size)
     count = -(-rows // most)
     return [slice(rows * index // count, rows * (index + 1) // count) for index in range(count)]
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, size: int
-) -> Callable[[slice], Tensor]:
+def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[slice], Tensor]:
     """A teacher's logits of some rows, without a graph."""
     with torch.no_grad():
-        hidden, head = _as_of_linear(hidden), _as_of_linear(weight[:size])
-        head_bias = None if bias is None else _as_of_linear(bias[:size])
-
-    @torch.no_grad()
-    def logits(chosen: slice) -> Tensor:
-        return _softcapped(F.linear(hidden[chosen], head, head_bias), softcap)
-
-    return logits
+        hidden, weight = _as_of_linear(hidden), _as_of_linear(weight)
+        bias = None if bias is None else _as_of_linear(bias[: weight.shape[0]])
+    return lambda chosen: F.linear(hidden[chosen], weight, bias)
 
 
-def _slices(kept: TopK) -> Callable[[slice], TopK]:
-    return lambda chosen: kept.map(lambda tensor: tensor[chosen])
+def _part(teacher: Tensor | TopK, chosen: slice) -> Tensor | TopK:
+    return teacher.map(lambda tensor: tensor[chosen]) if isinstance(teacher, TopK) else teacher[chosen]
 
 
 def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:
