@@ -210,8 +210,8 @@ def markdown(results: list[dict[str, Any]], options: Any) -> str:
         [
             recording.table(header, rows),
             "",
-            f"Chunked takes at most {memory:.3f} of the memory of whole logits (at most {MEMORY} is wanted) and at most "
-            f"{duration:.3f} of their time (at most {TIME} is wanted).",
+            f"Chunked takes at most {memory:.3f} of the memory of whole logits (at most {MEMORY} is wanted) and at "
+            f"most {duration:.3f} of their time (at most {TIME} is wanted).",
             "",
             f"{options.tokens:,} tokens, hidden size {options.hidden:,} of both models, {options.dtype}, "
             f"{options.device}; {options.turns} processes of each, {options.repetitions} timed repetitions in each; "

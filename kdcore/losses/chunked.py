@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdcore.losses.distributions import Vocabulary, common_size
@@ -45,7 +44,7 @@ def chunked_divergence(
     Equal to the function of `kdcore.losses.divergences` on whole logits, with its gradients to the student's hidden
     states, weight and bias. The gradients are computed with each chunk in the forward pass, as liger-kernel's fused
     linear losses do, so nothing is computed twice, and what is kept until the backward pass is no larger than the
-    inputs. The teacher gets no gradient, and an input that requires none costs none. There is no second derivative.
+    inputs. The teacher gets no gradient, and an input that requires none costs none.
 
     Products are taken in the dtype of the inputs, or in autocast's where it is on, as by a linear layer; the divergence
     is computed in float32. The weight's gradient is summed over the chunks in float32 and rounded once to the weight's
@@ -65,6 +64,7 @@ def chunked_divergence(
         are 2**27 numbers. Both models' logits of a chunk are held at a time.
     :return: a scalar, float32, or float64 where the inputs are.
     :raises ValueError: shapes, sizes, chunk or reduction do not fit.
+    :raises RuntimeError: its backward pass is asked for a second derivative.
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be 'sum' or 'mean', not {reduction!r}")
@@ -154,8 +154,9 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("chunked_divergence has no second derivative: backward without create_graph=True")
         of_inputs = (None if grad is None else grad * grad_output for grad in ctx.saved_tensors)
         return *of_inputs, None, None, None, None, None
 
