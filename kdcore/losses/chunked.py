@@ -18,7 +18,7 @@ from kdcore.losses.vocabulary import SharedTokens
 
 __all__ = ["chunked_divergence"]
 
-CPU_PRODUCT_ROWS, CPU_LOSS_LOGITS = 128, 2**19
+CPU_PRODUCT_ROWS, CPU_LOSS_LOGITS = 128, 2**17
 DEVICE_LOGITS = 2**27
 
 
@@ -48,7 +48,8 @@ def chunked_divergence(
 
     Products are taken in the dtype of the inputs, or in autocast's where it is on, as by a linear layer; the divergence
     is computed in float32. The weight's gradient is summed over the chunks in float32 and rounded once to the weight's
-    dtype, as that of a whole product is. For half precision this costs 4 bytes a weight while it is summed.
+    dtype, as that of a whole product is. For half precision this costs 4 bytes a weight while it is summed, and for
+    float16, whose range is too small for the sum, until the backward pass has scaled it.
 
     :param divergence: a function of `kdcore.losses.divergences`; ``functools.partial`` gives it its own parameters.
     :param student_hidden: (..., student's width).
@@ -146,11 +147,9 @@ class _Chunked(torch.autograd.Function):
                 if bias_grad is not None:
                     bias_grad[:size] += logits.sum(0, dtype=accurate)
                 del teacher, logits
-        ctx.save_for_backward(
-            hidden_grad,
-            None if weight_grad is None else weight_grad.to(weight.dtype),
-            None if bias is None or bias_grad is None else bias_grad.to(bias.dtype),
-        )
+        kept = accurate if weight.dtype == torch.float16 else weight.dtype
+        of_head = (None if grad is None else grad.to(kept) for grad in (weight_grad, bias_grad))
+        ctx.save_for_backward(hidden_grad, *of_head)
         return total
 
     @staticmethod
@@ -165,10 +164,11 @@ def _rows_at_a_time(device: torch.device, size: int) -> tuple[int, int]:
     """Rows of a matrix product and of a loss.
 
     On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the
-    weights; the dozen intermediate results of a loss stay in the cache. Elsewhere every call costs the same launch.
+    weights; the dozen intermediate results of a loss stay in the cache, with a row for each thread. Elsewhere every call
+    costs the same launch.
     """
     if device.type == "cpu":
-        return CPU_PRODUCT_ROWS, max(1, CPU_LOSS_LOGITS // size)
+        return CPU_PRODUCT_ROWS, max(torch.get_num_threads(), CPU_LOSS_LOGITS // size)
     rows = max(1, DEVICE_LOGITS // size)
     return rows, rows
 

@@ -90,7 +90,7 @@ def reverse_kl(
 ) -> Tensor:
     """``KL(q‖p)``, student first: the student avoids what the teacher holds improbable.
 
-    Source: Gu et al. 2024, "MiniLLM", arXiv 2306.08543, equation 1.
+    Source: Gu et al. 2024, "MiniLLM", arXiv 2306.08543.
     """
     return _divergence(_reversed(formulas.kullback_leibler), student, teacher, temperature, mask, reduction, vocabulary)
 
@@ -114,7 +114,7 @@ def jensen_shannon(
 
     :param beta: between 0 and 1.
 
-    Source: Agarwal et al. 2024, "GKD", arXiv 2306.13649, equation 1.
+    Source: Agarwal et al. 2024, "GKD", arXiv 2306.13649.
     """
     formula = partial(formulas.jensen_shannon, beta=beta)
     return _divergence(formula, student, teacher, temperature, mask, reduction, vocabulary)
@@ -134,7 +134,7 @@ def skewed_forward_kl(
 
     :param alpha: the teacher's share in the mixture, 0 <= alpha < 1; 0 is `forward_kl`.
 
-    Source: Ko et al. 2024, "DistiLLM", arXiv 2402.03898, equation 4 (SKL).
+    Source: Ko et al. 2024, "DistiLLM", arXiv 2402.03898 (SKL).
     """
     formula = partial(formulas.skewed_kullback_leibler, alpha=alpha)
     return _divergence(formula, student, teacher, temperature, mask, reduction, vocabulary)

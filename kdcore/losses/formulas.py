@@ -52,7 +52,7 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     :param beta: the share of p, 0 <= beta <= 1.
     :raises ValueError: beta is not in that interval.
 
-    Source: Lin 1991; Huszár 2015, arXiv 1511.05101, equation 9; with these weights and endpoints in trl's GKD
+    Source: Lin 1991; Huszár 2015, arXiv 1511.05101; with these weights and endpoints in trl's GKD
     (Agarwal et al. 2024, arXiv 2306.13649).
     """
     if not 0 <= beta <= 1:
@@ -80,8 +80,9 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float, clip: float) ->
     """
     if not clip > 0:
         raise ValueError(f"clip must be above 0, not {clip}")
+    log_p = log_p.detach()
     if alpha in (0, 1):
-        return kullback_leibler(log_q, log_p) if alpha == 0 else kullback_leibler(log_p.detach(), log_q)
+        return kullback_leibler(log_q, log_p) if alpha == 0 else kullback_leibler(log_p, log_q)
     with torch.no_grad():
         log_weight = alpha * log_p + (1 - alpha) * log_q
         log_weight.masked_fill_((log_p == _IMPOSSIBLE) & (log_q == _IMPOSSIBLE), _IMPOSSIBLE)

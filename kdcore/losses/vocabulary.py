@@ -121,8 +121,7 @@ def sorted_distance(
     :param teacher: logits of the matching positions, (..., teacher's vocabulary).
     :raises ValueError: the positions differ.
 
-    Source: Boizard et al. 2024, "Universal Logit Distillation", arXiv 2402.12030, equation 6 without its sum over
-    positions.
+    Source: Boizard et al. 2024, "Universal Logit Distillation", arXiv 2402.12030.
     """
     if student.shape[:-1] != teacher.shape[:-1]:
         raise ValueError(

@@ -223,7 +223,7 @@ def test_half_precision_and_autocast_behave_as_a_linear_layer(divergence, autoca
 
 
 def test_the_gradient_of_a_bfloat16_weight_is_summed_in_float32():
-    """256 rows one at a time: summed in bfloat16, the last ones would be lost."""
+    """512 rows one at a time: summed in bfloat16, the last ones would be lost."""
     hidden, weight = (
         torch.ones(512, 1, dtype=torch.bfloat16),
         torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True),
@@ -235,6 +235,23 @@ def test_the_gradient_of_a_bfloat16_weight_is_summed_in_float32():
     exact = 512 * (0.5 - torch.sigmoid(torch.tensor(2.0)).item())
     assert weight.grad is not None
     assert weight.grad[1].item() == pytest.approx(exact, rel=2**-8)
+
+
+def test_the_gradient_of_a_float16_weight_does_not_overflow():
+    """Its sum over positions is beyond float16, their mean is not."""
+    hidden = torch.full((1024, 1), 300.0, dtype=torch.float16)
+    weight, bias = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True), torch.tensor([0.0, 2.0]).half()
+    teacher = torch.zeros(2, 1, dtype=torch.float16)
+    chunked_divergence(forward_kl, hidden, weight, hidden, teacher, teacher_bias=bias, chunk=300).backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float16
+    assert weight.grad[1].item() == pytest.approx(300 * (0.5 - torch.sigmoid(torch.tensor(2.0)).item()), rel=2**-9)
+
+
+def test_a_compiled_divergence():
+    given = values()
+    compiled = torch.compile(partial(jensen_shannon, beta=0.3), backend="aot_eager")
+    assert_alike(in_chunks(compiled, given, chunk=4), whole(partial(jensen_shannon, beta=0.3), given), given)
 
 
 class Student(nn.Module):
