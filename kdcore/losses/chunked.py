@@ -164,8 +164,8 @@ def _rows_at_a_time(device: torch.device, size: int) -> tuple[int, int]:
     """Rows of a matrix product and of a loss.
 
     On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the
-    weights; the dozen intermediate results of a loss stay in the cache, with a row for each thread. Elsewhere every call
-    costs the same launch.
+    weights; the dozen intermediate results of a loss, with a row for each thread, stay in the cache. Elsewhere every
+    call costs the same launch.
     """
     if device.type == "cpu":
         return CPU_PRODUCT_ROWS, max(torch.get_num_threads(), CPU_LOSS_LOGITS // size)
