@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["TopK", "top_k"]
+from kdcore.losses.positions import at_least_float32
+
+__all__ = ["TopK", "log_sum_exp", "student_mass", "top_k", "with_rest"]
+
+_IMPOSSIBLE = float("-inf")
 
 
 class TopK(NamedTuple):
@@ -29,27 +34,73 @@ class TopK(NamedTuple):
 
     def to(self, device: Any) -> TopK:
         """The same on a device."""
-        return TopK(*(tensor.to(device) for tensor in self[:3]), self.temperature)
+        return self.map(lambda tensor: tensor.to(device))
 
     def detach(self) -> TopK:
         """The same without a graph."""
-        return TopK(*(tensor.detach() for tensor in self[:3]), self.temperature)
+        return self.map(Tensor.detach)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TopK:
+        """The same with a function applied to each of its tensors.
+
+        :param function: may select or reorder positions; the last axis of two of the three tensors is k.
+        """
+        indices, log_probabilities, log_rest = (function(tensor) for tensor in self[:3])
+        return TopK(indices, log_probabilities, log_rest, self.temperature)
 
 
 def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     """Keep the k most probable tokens of each position.
 
-    :param logits: (..., vocabulary), any float dtype; computed in float32.
+    :param logits: (..., vocabulary), any float dtype; computed in float32, float64 stays float64.
     :param k: at most the size of the vocabulary.
     :param temperature: divides the logits.
     :raises ValueError: k is larger than the vocabulary.
-
-    The rest is summed over the tokens that it is made of, not taken as 1 minus the kept ones, which cancels.
     """
     size = logits.shape[-1]
     if not 0 < k <= size:
         raise ValueError(f"top-k: k = {k} of a vocabulary of {size}; lower k")
-    log_probabilities = torch.log_softmax(logits.float() / temperature, -1)
-    kept, indices = log_probabilities.topk(k, dim=-1)
-    log_rest = log_probabilities.scatter(-1, indices, float("-inf")).logsumexp(-1)
-    return TopK(indices, kept, log_rest, temperature)
+    scaled = at_least_float32(logits) / temperature
+    indices = scaled.topk(k, dim=-1).indices
+    events = with_rest(scaled, indices)
+    return TopK(indices, events[..., :-1], events[..., -1], temperature)
+
+
+def with_rest(logits: Tensor, indices: Tensor) -> Tensor:
+    """Log-probabilities of some tokens, and of all others as one event.
+
+    The rest is summed over the tokens that it is made of, not taken as 1 minus the others, which cancels.
+
+    :param logits: (..., vocabulary), at least float32.
+    :param indices: different tokens of each position, (..., k), int64; one beyond the vocabulary is impossible.
+    :return: (..., k + 1), the rest last; -inf where there are no others.
+    """
+    size = logits.shape[-1]
+    chosen = torch.zeros(*logits.shape[:-1], size + 1, dtype=torch.bool, device=logits.device)
+    chosen.scatter_(-1, indices.clamp(max=size), True)
+    rest = log_sum_exp(logits.masked_fill(chosen[..., :size], _IMPOSSIBLE))
+    kept = logits.gather(-1, indices.clamp(max=size - 1)).masked_fill(indices >= size, _IMPOSSIBLE)
+    return torch.cat([kept, rest.unsqueeze(-1)], -1).log_softmax(-1)
+
+
+def student_mass(student: Tensor, teacher: TopK) -> Tensor:
+    """The probability that the student gives to the teacher's k most probable tokens: a diagnostic, without gradient.
+
+    Where it stays low, the kept tokens say little about the student, and the events beside them much: raise k.
+
+    :param student: logits, (..., vocabulary).
+    :param teacher: of the same positions; its temperature is applied to the student.
+    :return: (...), between 0 and 1.
+    """
+    with torch.no_grad():
+        events = with_rest(at_least_float32(student) / teacher.temperature, teacher.indices)
+        return events[..., :-1].exp().sum(-1)
+
+
+def log_sum_exp(values: Tensor) -> Tensor:
+    """``torch.logsumexp`` over the last axis, whose gradient is 0 instead of NaN where every value is -inf.
+
+    :param values: is overwritten.
+    """
+    none = values.detach().amax(-1) == _IMPOSSIBLE
+    return values.masked_fill_(none.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(none, _IMPOSSIBLE)

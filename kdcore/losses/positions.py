@@ -1,0 +1,48 @@
+"""What losses over positions share: their precision, their mask and their reduction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Reduction", "at_least_float32", "check_mask", "reduce_positions"]
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision and integers in float32; float32 and float64 as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_mask(mask: Tensor, positions: torch.Size) -> None:
+    """Refuse a mask that is not boolean or has another shape, which indexing would take for something else.
+
+    :param mask: which positions count.
+    :param positions: the shape that it must have.
+    :raises ValueError: it is no mask of these positions.
+    """
+    if mask.dtype is not torch.bool or mask.shape != positions:
+        raise ValueError(
+            f"mask must be bool of the shape {tuple(positions)}, not {mask.dtype} of the shape {tuple(mask.shape)}"
+        )
+
+
+def reduce_positions(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
+    """Reduce the values of the positions that count.
+
+    :param values: (...), or, where there is a mask, those of its positions alone, (mask.sum(),).
+    :param mask: which positions they are, (...), bool; None: all.
+    :param reduction: ``"none"`` is 0 at masked positions, ``"sum"`` and ``"mean"`` leave them out. The mean of no
+        position is 0, with a gradient of 0.
+    :raises ValueError: the reduction has another name.
+    """
+    if reduction == "none":
+        return values if mask is None else values.new_zeros(mask.shape).masked_scatter(mask, values)
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "mean":
+        return values.sum() / max(values.numel(), 1)
+    raise ValueError(f"reduction must be 'none', 'sum' or 'mean', not {reduction!r}")
