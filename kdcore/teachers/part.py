@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from kdcore.errors import InputError
 from kdcore.teachers.layout import Layout
+from kdcore.teachers.locks import seize
 from kdcore.teachers.sealed import sync_folder
 
 
@@ -169,12 +169,9 @@ class Writer:
         part = Part(index, layout)
         handles = []
         try:
-            handles.append(os.open(part.index, os.O_RDWR | os.O_CREAT, 0o644))
-            try:
-                fcntl.flock(handles[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handles[0])
+            if (handle := seize(part.index)) is None:
                 return None
+            handles.append(handle)
             handles.append(os.open(part.data, os.O_RDWR | os.O_CREAT, 0o644))
             sync_folder(index.parent)
             return Writer(part, *handles)
