@@ -31,6 +31,7 @@ COMMANDS = {
     "config": ("kdcore.cli.config:config", "Print a plugin's complete documented configuration."),
     "report": ("kdcore.cli.report:report", "Write the HTML report of a run."),
     "compare": ("kdcore.cli.compare:compare", "Show several runs side by side."),
+    "store": ("kdcore.cli.store:store", "List, check, prune and export stored teacher outputs."),
     "completion": ("kdcore.cli.completion:completion", "Print the shell's completion script."),
 }
 

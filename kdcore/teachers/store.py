@@ -42,19 +42,20 @@ from kdcore.names import RULE, is_name
 from kdcore.recipe import Row
 from kdcore.teachers.fingerprint import KEY_BYTES, Key, fingerprint_path, row_key
 from kdcore.teachers.header import HEADER, folder_of, make_header, read_header, schema_in, write_header
-from kdcore.teachers.layout import Column, Layout, as_tensors, collate
+from kdcore.teachers.layout import SHAPES, Column, Layout, as_tensors, collate
 from kdcore.teachers.locks import seize, share
 from kdcore.teachers.part import Part, Writer, record_dtype
 from kdcore.teachers.sealed import read_sealed, write_sealed
 from kdcore.teachers.table import Table
 from kdcore.teachers.topk_rows import stored_schema
+from kdcore.teachers.verify import problems_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHAPES", "MissingRowError", "Store", "as_tensors", "collate", "fingerprint_path", "row_key"]
+__all__ = ["FILL_LOCK", "MissingRowError", "Store", "as_tensors", "collate", "fingerprint_path", "row_key"]
 
-SHAPES, FILL_LOCK = "shapes.json", "fill.lock"
+FILL_LOCK = "fill.lock"
 
 
 class MissingRowError(KDCoreError, LookupError):
@@ -262,28 +263,8 @@ class Store:
         return as_tensors(self.read(keys), self.stored)
 
     def verify(self) -> list[str]:
-        """Read every byte on disk again; return one line for each problem, none if the store is sound.
-
-        Run it while nobody appends: a write in progress looks like an interrupted one.
-        """
-        problems, documents = [], {}
-        for name in (HEADER, SHAPES):
-            try:
-                documents[name] = read_sealed(self.folder / name)
-            except InputError as error:
-                problems.append(str(error))
-        parts = {path.with_suffix(".index") for path in self.folder.glob("rows-*.*")}
-        problems += [
-            f"{self.folder / name}: missing"
-            for name, content in documents.items()
-            if content is None and (name == HEADER or parts)
-        ]
-        shapes = documents.get(SHAPES)
-        if shapes is not None:
-            layout = Layout(self.stored, shapes["shapes"])
-            for index in sorted(parts):
-                problems += Part(index, layout).verify()
-        return problems
+        """Read every byte on disk again (see `problems_of`)."""
+        return problems_of(self.folder)
 
     def close(self) -> None:
         """Release files, maps and locks."""

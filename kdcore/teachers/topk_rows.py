@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kdcore.losses.topk import TopK
 
-__all__ = ["LOG_REST", "condense", "restore", "stored_schema"]
+__all__ = ["LOG_REST", "PARTS", "condense", "restore", "stored_schema"]
 
 LOG_REST = ".log_rest"
 PARTS = (".indices", ".log_probabilities", LOG_REST)

@@ -9,11 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kdcore import Data, Example, Row, Run, Stage, Teacher
+from kdcore.engine.progress import Progress
 from kdcore.teachers.locks import seize
+from kdcore.teachers.outputs import StageTeachers
 from kdcore.teachers.store import FILL_LOCK, Store
 
 ALONE = [sys.executable, "-m", "kdcore"]
@@ -27,10 +32,8 @@ SETTINGS = [
     "--set",
     "run.threads=1",
     "--max-steps",
-    "40",
+    "12",
 ]
-
-Filled = Callable[[Path], dict[bytes, bytes]]
 
 
 @pytest.fixture
@@ -79,10 +82,9 @@ def assert_equal(found: dict[bytes, np.ndarray], expected: dict[bytes, np.ndarra
 
 
 @pytest.fixture
-def expected(method: Path, tmp_path: Path) -> dict[bytes, np.ndarray]:
+def expected(method: Path, tmp_path: Path, execute: Callable[..., Path]) -> dict[bytes, np.ndarray]:
     """The rows that a run by one process makes."""
-    end(begin(ALONE, "--plugin", method, "--out", tmp_path / "alone", *SETTINGS))
-    found = rows(tmp_path / "alone" / "store")
+    found = rows(execute(plugins=(method,), max_steps=12, out="alone") / "store")
     assert len(found) > 100
     for pid in (tmp_path / "pids").iterdir():
         pid.unlink()
@@ -98,7 +100,7 @@ def test_two_ranks_fill_each_row_once_and_go_on_after_a_kill(
     method: Path, expected: dict[bytes, np.ndarray], tmp_path: Path
 ) -> None:
     out = tmp_path / "both"
-    launched = begin(TWO_RANKS, "--plugin", method, "--out", out, *SETTINGS, slowly=0.1)
+    launched = begin(TWO_RANKS, "--plugin", method, "--out", out, *SETTINGS, slowly=0.05)
     while len(index_sizes(out / "store")) < 2 or min(index_sizes(out / "store")) < 400:
         assert launched.poll() is None, launched.communicate()[0]
         time.sleep(0.01)
@@ -121,7 +123,7 @@ def test_two_runs_that_share_a_store_compute_each_row_once(
     method: Path, expected: dict[bytes, np.ndarray], tmp_path: Path
 ) -> None:
     shared = ["--plugin", method, "--store", tmp_path / "store", *SETTINGS]
-    runs = [begin(ALONE, *shared, "--out", tmp_path / name, slowly=0.1) for name in "ab"]
+    runs = [begin(ALONE, *shared, "--out", tmp_path / name, slowly=0.05) for name in "ab"]
     said = [end(run) for run in runs]
     assert_equal(rows(tmp_path / "store"), expected)
     assert sum("another run fills" in text for text in said) == 1
@@ -152,13 +154,6 @@ def test_a_run_waits_for_the_one_that_fills(execute: Callable[..., Path], tmp_pa
 
 
 def test_rows_of_a_file_are_read_by_the_first_rank_only(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-    from typing import Any
-
-    from kdcore import Data, Example, Row, Run, Stage, Teacher
-    from kdcore.engine.progress import Progress
-    from kdcore.teachers.outputs import StageTeachers
-
     asked: list[int] = []
     examples = [Example({}, id=str(number)) for number in range(5)]
 
