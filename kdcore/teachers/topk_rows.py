@@ -86,7 +86,7 @@ def _condensed(name: str, value: Any, row: Row) -> tuple[torch.Tensor, ...]:
             )
         pieces = torch.split(logits.detach().reshape(-1, vocabulary), max(1, LOGITS_AT_ONCE // vocabulary))
         tops = [top_k(piece, row.topk, row.temperature)[:3] for piece in pieces]
-        top = tuple(torch.cat(parts).reshape(*shape, *parts[0].shape[1:]) for parts in zip(*tops))
+        top = tuple(torch.cat(parts).reshape((*shape, *parts[0].shape[1:])) for parts in zip(*tops))
     indices, log_probabilities, log_rest = top
     return indices.int(), log_probabilities.to(getattr(torch, row.dtype)), log_rest.float()
 
