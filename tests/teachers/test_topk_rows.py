@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kdcore import Data, Example, Row, Run, Stage, Teacher
 from kdcore.engine.progress import Progress
@@ -315,3 +317,26 @@ def test_bytes_on_disk(tmp_path: Path) -> None:
     assert data.stat().st_size == positions * (32 * 4 + 32 * 2 + 4)
     assert len(store.keys()) == len(set(store.keys())) == len(TEXTS)
     assert store.missing(store.keys()) == []
+
+
+def test_a_student_learns_the_same_from_the_top_of_all_classes(
+    execute: Callable[..., Path], variant: Callable[..., Path]
+) -> None:
+    """Through the engine: the six most probable of six classes are the teacher's whole distribution."""
+    method = variant(
+        {
+            'store={"logits": Row()}': 'store={"logits": Row(topk=6, temperature=2.0)}',
+            "student_loss(self, models, batch, teacher)": "student_loss(self, models, batch, teacher, memo)",
+            'target = functional.log_softmax(teacher["large/logits"] / temperature, -1)': (
+                'memo["top"] = top = teacher.live("large/logits")\n'
+                '            assert type(top).__name__ == type(teacher["large/logits"]).__name__ == "TopK"\n'
+                "            target = torch.zeros(len(top.indices), CLASSES).scatter(1, top.indices, "
+                "top.log_probabilities)"
+            ),
+        }
+    )
+    settings = ("steps=8", "keep=last", "distill_weight=1.0")
+    plain, top = execute(*settings, out="plain"), execute(*settings, plugins=(method,), out="top")
+    weights = [load_file(run / "student" / "model.safetensors") for run in (plain, top)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4)
