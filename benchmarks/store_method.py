@@ -67,21 +67,21 @@ class LanguageModelling:
 
     teaching: str = option(NONE, "where the teacher's outputs come from", choices=(NONE, STORED, LIVE))
     vocabulary: int = option(4096, "tokens", least=256)
-    width: int = option(256, "of the student's hidden states; the teacher's are twice as wide", least=64)
-    layers: int = option(4, "of the student; the teacher has twice as many", least=1)
+    width: int = option(384, "of the hidden states", least=64)
+    layers: int = option(6, "of the student; the teacher has twice as many", least=1)
     topk: int = option(32, "tokens of each position that are stored", least=1)
     steps: int = option(25, "optimiser steps", least=1)
     batch_size: int = option(8, "examples a step", least=1)
 
-    def language_model(self, scale: int) -> LlamaForCausalLM:
+    def language_model(self, layers: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=self.vocabulary,
-                hidden_size=self.width * scale,
-                intermediate_size=3 * self.width * scale,
-                num_hidden_layers=self.layers * scale,
-                num_attention_heads=self.width * scale // 64,
-                num_key_value_heads=self.width * scale // 64,
+                hidden_size=self.width,
+                intermediate_size=3 * self.width,
+                num_hidden_layers=layers,
+                num_attention_heads=self.width // 64,
+                num_key_value_heads=self.width // 64,
                 max_position_embeddings=1024,
             )
         )
@@ -90,7 +90,7 @@ class LanguageModelling:
     def recipe(self, run: Run) -> Recipe:
         row = Row(lengths="ids", topk=self.topk, dtype="float16")
         teacher = Teacher(
-            build=lambda run: self.language_model(2),
+            build=lambda run: self.language_model(2 * self.layers),
             identity=f"random {self.vocabulary} {self.width} {self.layers}",
             store={"logits": row} if self.teaching == STORED else None,
             batch_size=self.batch_size,
@@ -102,7 +102,7 @@ class LanguageModelling:
             stages=[
                 Stage(
                     name="distil",
-                    build=lambda run: {"student": self.language_model(1)},
+                    build=lambda run: {"student": self.language_model(self.layers)},
                     save=lambda run, models, folder: None,
                     teachers={} if self.teaching == NONE else {"large": teacher},
                     data=Data(item=lambda example: {"ids": example["ids"]}, length=lambda example: len(example["ids"])),

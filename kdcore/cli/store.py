@@ -39,7 +39,15 @@ def store() -> None:
     """List, check, prune and export stored teacher outputs. No plugin is needed."""
 
 
-@store.command("ls", context_settings=HELP_OPTION)
+@store.command(
+    "ls",
+    context_settings=HELP_OPTION,
+    short_help="List stores: rows, outputs, size, teacher, last use.",
+    epilog="""\b
+Examples:
+  kdcore store ls runs/mine
+  kdcore store ls ./shared-store --json | jq -r '.[] | select(.bytes > 1e9) | .folder'""",
+)
 @FOLDER
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all fields.")
 @debug_option
@@ -59,7 +67,14 @@ def list_stores(folder: Path, as_json: bool) -> None:
         _print(found)
 
 
-@store.command(context_settings=HELP_OPTION)
+@store.command(
+    context_settings=HELP_OPTION,
+    short_help="Read every byte, name each problem and its fix.",
+    epilog="""\b
+Examples:
+  kdcore store verify runs/mine
+  kdcore store verify ./shared-store && echo sound""",
+)
 @FOLDER
 @debug_option
 def verify(folder: Path) -> None:
@@ -84,7 +99,15 @@ def verify(folder: Path) -> None:
         raise InputError(f"{folder}: {broken} store{'s are' if broken > 1 else ' is'} not sound; see the lines above")
 
 
-@store.command(context_settings=HELP_OPTION)
+@store.command(
+    context_settings=HELP_OPTION,
+    short_help="Cut off unfinished writes, remove what is not needed.",
+    epilog="""\b
+Examples:
+  kdcore store prune ./shared-store                    only unfinished writes
+  kdcore store prune ./shared-store --older-than 30d --dry-run
+  kdcore store prune ./shared-store --superseded --keep ranker --yes""",
+)
 @FOLDER
 @click.option("--older-than", "age", metavar="AGE", help="Remove stores that no run used for so long: 12h, 30d, 8w.")
 @click.option("--superseded", is_flag=True, help="Remove of each teacher's name all stores but the one last used.")
@@ -129,7 +152,13 @@ def prune(folder: Path, age: str | None, superseded: bool, keep: tuple[str, ...]
         remove_leftovers(root)
 
 
-@store.command(context_settings=HELP_OPTION)
+@store.command(
+    context_settings=HELP_OPTION,
+    short_help="Write a store's rows as safetensors files.",
+    epilog="""\b
+Examples:
+  kdcore store export runs/mine/store/large-0fb0d9eddd1ea6b7 ./exported""",
+)
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
 @debug_option

@@ -116,8 +116,8 @@ def _describe(name: str, row: Row, shapes: dict[str, list[int]]) -> str:
     if row.topk is not None:
         kept = f" top {row.topk} at temperature {row.temperature:g},"
         shape = shapes.get(name + PARTS[0], [0])[:-1] if shapes else None
-    axes = "" if shape is None else f" ({', '.join([*(['length'] if row.lengths else []), *map(str, shape)])})"
-    return f"{name}{kept} {row.dtype}{axes}"
+    axes = [] if shape is None else [*(["length"] if row.lengths else []), *map(str, shape)]
+    return f"{name}{kept} {row.dtype}" + (f" ({', '.join(axes)})" if axes else "")
 
 
 # What another process works on is left alone
