@@ -105,8 +105,8 @@ def markdown(figures: dict[str, Any], method: LanguageModelling, settings: dict[
             "",
             f"- A stored teacher costs {ratio:.3f} times a step without one; at most {TARGET} "
             f"{'holds' if ratio <= TARGET else 'does not hold'}. Reading its rows takes "
-            f"{1000 * reading['seconds_a_step']:.2f} ms of a step ({reading['share']:.1%}); the rest is the divergence, "
-            "which no teacher saves.",
+            f"{1000 * reading['seconds_a_step']:.2f} ms of a step ({reading['share']:.1%}); the rest is the "
+            "divergence, which no teacher saves.",
             f"- The store: {stored['rows']:,} rows, {stored['bytes'] / 1e6:.1f} MB; {stored['outputs']}.",
             "",
             f"{settings['blocks']} blocks of {method.steps} steps, {settings['warmup']} of them warm-up, of "
