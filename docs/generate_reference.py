@@ -64,8 +64,14 @@ def commands_page() -> str:
         command = cli.get_command(top, name)
         assert command is not None
         context = click.Context(command, parent=top, info_name=name, terminal_width=WIDTH)
-        parts.append(f"\n## kdcore {name}\n\n```text\n{_stripped(command.get_help(context))}\n```\n")
+        parts.append(_help(context))
+        for inner, subcommand in getattr(command, "commands", {}).items():
+            parts.append(_help(click.Context(subcommand, parent=context, info_name=inner, terminal_width=WIDTH)))
     return "".join(parts)
+
+
+def _help(context: click.Context) -> str:
+    return f"\n## {context.command_path}\n\n```text\n{_stripped(context.command.get_help(context))}\n```\n"
 
 
 PAGES = {"hooks.md": hooks_page, "command-line.md": commands_page}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kdcore.recipe import Row
 
+SHAPES = "shapes.json"
 Column = np.ndarray | list[np.ndarray]
 
 STORED_AS = {

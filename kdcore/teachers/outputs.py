@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,15 @@ from kdcore.errors import InputError, PluginError, blaming
 from kdcore.model_source import sources_in
 from kdcore.recipe import Example, Stage, Teacher
 from kdcore.teachers.store import Store, fingerprint_path, row_key
+from kdcore.teachers.topk_rows import LOG_REST, condense, restore
 
 if TYPE_CHECKING:
     from kdcore.engine.models import Models
     from kdcore.engine.progress import Progress
     from kdcore.plugins import Plugins
     from kdcore.run import Run
+
+SECONDS_BETWEEN_TRIES = 0.5
 
 
 class StageTeachers:
@@ -49,6 +54,7 @@ class StageTeachers:
         self.hash_source = hash_source
         self._modules: dict[str, torch.nn.Module] = {}
         self._stores: dict[str, Store] = {}
+        self._vocabularies: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Teacher:
         try:
@@ -66,6 +72,7 @@ class StageTeachers:
             self.run.log(f"loading teacher {name}")
             if not self[name].store:
                 self._fingerprints(self[name])
+                self._vocabulary(name)
             seed_everything(derive("teacher", name))
             with blaming(f"while teacher {name!r} was built"):
                 module = build(self.run).to(self.run.device)
@@ -104,9 +111,26 @@ class StageTeachers:
             code = "" if teacher.rows else self.plugins.source_of("teacher_outputs")
             fingerprint = "\n".join([*sources, teacher.identity, hashlib.sha256(code.encode()).hexdigest()])
             self._stores[name] = Store.open(
-                self.root, name=name, fingerprint=fingerprint, schema=teacher.store, writer=self.run.rank
+                self.root,
+                name=name,
+                fingerprint=fingerprint,
+                schema=teacher.store,
+                vocabulary=self._vocabulary(name),
+                writer=self.run.rank,
             )
+            self._stores[name].mark_used()
         return self._stores[name]
+
+    def _vocabulary(self, name: str) -> str | None:
+        """The hash of the teacher's vocabulary, asked for once; a student with another one is refused by the recipe."""
+        vocabulary = self[name].vocabulary
+        if vocabulary is not None and name not in self._vocabularies:
+            with blaming(f"in the vocabulary of teacher {name!r}"):
+                found: Any = vocabulary(self.run)
+            if not isinstance(found, str) or not found:
+                raise PluginError(f"the vocabulary of teacher {name!r} gave {found!r}; return its hash, a string")
+            self._vocabularies[name] = found
+        return self._vocabularies.get(name)
 
     def _fingerprints(self, teacher: Teacher) -> list[str]:
         """The hash of each source's contents; ``"stage/module"`` is the file that the finished stage left."""
@@ -119,59 +143,103 @@ class StageTeachers:
     def fill(self, pool: Sequence[Example], progress: Progress) -> None:
         """Compute and store every missing row of every stored teacher, in the order of ``pool``.
 
-        A killed fill goes on with the batches that it would have made: rows are made durable batch by batch, and a
-        row's bits may depend on the batch it is computed in.
+        The processes of a run share the batches of one list, and of several runs that share a store one fills it at a
+        time; so no row is computed twice. A killed fill goes on with the batches that it would have made: rows are made
+        durable batch by batch, and a row's bits may depend on the batch it is computed in.
         """
         for name, teacher in self.stage.teachers.items():
             if not teacher.store:
                 continue
             store = self.store(name)
             keys = [self.key(name, example) for example in pool]
-            missing = _first_of_each(keys, store.missing(keys))
-            if not missing:
-                continue
-            if teacher.rows is not None:
-                self._fill_from_rows(name, teacher, store, [pool[i] for i in missing], progress)
-                continue
-            size = teacher.batch_size
-            batches = [missing[i : i + size] for i in range(0, len(missing), size)]
-            with progress.bar(f"teacher {name}", len(missing)) as bar:
-                for number, indices in enumerate(batches):
-                    if number % self.run.world == self.run.rank:
-                        batch = self._batch([pool[i] for i in indices])
-                        rows = self._rows(name, self.compute(name, batch), batch)
-                        store.append([keys[i] for i in indices], rows)
-                    bar.advance(len(indices))
-            if self.run.world > 1:
-                self.run.gather(None)
-                store.refresh()
+            if self._missing(store, keys):
+                with self._turn(name, store, progress):
+                    store.refresh()
+                    missing = self._missing(store, keys)
+                    if teacher.rows is not None:
+                        if missing and self.run.rank == 0:
+                            self._fill_from_rows(name, teacher, store, [pool[i] for i in missing], progress)
+                    elif missing:
+                        self._fill_from_model(name, store, keys, pool, missing, progress)
+                    self.run.gather(None)
+            store.refresh()
+
+    def _missing(self, store: Store, keys: Sequence[bytes]) -> list[int]:
+        """The first position of each key without a row, as the first process sees it: the others may have seen rows
+        that it wrote since."""
+        return self.run.share(_first_of_each(keys, store.missing(keys)) if self.run.rank == 0 else [])
+
+    @contextlib.contextmanager
+    def _turn(self, name: str, store: Store, progress: Progress) -> Iterator[None]:
+        """Wait until no other run fills the store, and keep others from it."""
+        waiting = False
+        while not self.run.share(self.run.rank > 0 or store.begin_filling()):
+            if not waiting:
+                progress.line(f"teacher {name}: another run fills {store.folder}; waiting for it")
+            waiting = True
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        try:
+            yield
+        finally:
+            store.end_filling()
+
+    def _fill_from_model(
+        self,
+        name: str,
+        store: Store,
+        keys: Sequence[bytes],
+        pool: Sequence[Example],
+        missing: Sequence[int],
+        progress: Progress,
+    ) -> None:
+        size = self[name].batch_size
+        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+        with progress.bar(f"teacher {name}", len(missing)) as bar:
+            for number, indices in enumerate(batches):
+                if number % self.run.world == self.run.rank:
+                    batch = self._batch([pool[i] for i in indices])
+                    rows = self._rows(name, self.compute(name, batch), batch)
+                    store.append([keys[i] for i in indices], rows)
+                bar.advance(len(indices))
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         data = self.stage.data
         assert data is not None
         return Batch((data.collate or pad)([fixed_item(data, e) for e in examples]), examples).to(self.run.device)
 
-    def _rows(self, name: str, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """One dictionary per example; ragged outputs are cut to the example's own length."""
-        schema, count = self[name].store or {}, len(batch)
+    def _rows(self, name: str, outputs: Mapping[str, Any], batch: Batch) -> list[dict[str, Any]]:
+        """The plain outputs of each example; ragged ones are cut to the example's own length."""
+        schema = self[name].store or {}
         for output in schema:
             if output not in outputs:
                 raise PluginError(f"teacher_outputs gave no {output!r} for teacher {name!r}, which its store lists")
-            if not isinstance(outputs[output], torch.Tensor) or outputs[output].ndim == 0:
-                raise PluginError(f"teacher {name!r}: {output!r} is no tensor with a row for each example")
-            if len(outputs[output]) != count:
-                raise PluginError(f"teacher {name!r}: {output!r} has {len(outputs[output])} rows for {count} examples")
-            if outputs[output].is_floating_point() and not torch.isfinite(outputs[output]).all():
-                raise InputError(
-                    f"teacher {name!r} gave NaN or infinite {output!r} for one of {batch.ids[:3]}, ...: "
-                    "none of these was stored; check the teacher's weights and these examples"
-                )
-        arrays = {output: list(outputs[output].detach().cpu()) for output in schema}
-        for output, row in schema.items():
+        plain = condense({output: outputs[output] for output in schema}, schema)
+        stored, arrays = self.store(name).stored, {}
+        for output, row in stored.items():
+            values = plain[output]
+            self._check(name, output, values, batch)
+            arrays[output] = list(values.detach().cpu())
             if row.lengths is not None:
                 lengths = batch.mask(row.lengths).sum(1).tolist()
                 arrays[output] = [values[:length] for values, length in zip(arrays[output], lengths)]
-        return [{output: arrays[output][place] for output in schema} for place in range(count)]
+        return [{output: arrays[output][place] for output in stored} for place in range(len(batch))]
+
+    def _check(self, name: str, output: str, values: Any, batch: Batch) -> None:
+        """Refuse what is no row of finite numbers for each example; only the log of a rest may be minus infinity."""
+        if not isinstance(values, torch.Tensor) or values.ndim == 0:
+            raise PluginError(f"teacher {name!r}: {output!r} is no tensor with a row for each example")
+        if len(values) != len(batch):
+            raise PluginError(f"teacher {name!r}: {output!r} has {len(values)} rows for {len(batch)} examples")
+        if not values.is_floating_point():
+            return
+        usable = torch.isfinite(values)
+        if output.endswith(LOG_REST):
+            usable |= values.isneginf()
+        if not usable.all():
+            raise InputError(
+                f"teacher {name!r} gave NaN or infinite {output!r} for one of {batch.ids[:3]}, ...: "
+                "none of these was stored; check the teacher's weights and these examples"
+            )
 
     def _fill_from_rows(
         self, name: str, teacher: Teacher, store: Store, wanted: Sequence[Example], progress: Progress
@@ -184,7 +252,7 @@ class StageTeachers:
                 if identifier not in missing:
                     continue
                 del missing[identifier]
-                pending.append((row_key({"id": identifier}), row))
+                pending.append((row_key({"id": identifier}), condense(row, teacher.store or {})))
                 bar.advance(1)
                 if len(pending) == 1024:
                     store.append(*zip(*pending))
@@ -199,7 +267,7 @@ class StageTeachers:
 
     # Outputs of a batch
 
-    def compute(self, name: str, batch: Batch, models: Models | None = None) -> Mapping[str, torch.Tensor]:
+    def compute(self, name: str, batch: Batch, models: Models | None = None) -> Mapping[str, Any]:
         """Ask the newest joiner first, then the owner, for the outputs of one teacher."""
         teacher = self[name]
         module = None if teacher.inplace else self.module(name)
@@ -229,14 +297,17 @@ class TeacherOutputs:
 
     def __init__(self, teachers: StageTeachers, batch: Batch, models: Models) -> None:
         self._teachers, self._batch, self._models = teachers, batch, models
-        self._outputs: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._outputs: dict[str, Mapping[str, Any]] = {}
         self._freed: set[str] = set()
 
-    def __getitem__(self, key: str) -> torch.Tensor:
-        """``teacher["NAME/output"]``: detached, on the run's device, zero-padded where rows are ragged."""
+    def __getitem__(self, key: str) -> Any:
+        """``teacher["NAME/output"]``: a tensor, or of a top-k output a `kdcore.losses.topk.TopK`.
+
+        Detached, on the run's device, zero-padded where rows are ragged (see `kdcore.teachers.topk_rows.restore`).
+        """
         return self._output(key).detach()
 
-    def live(self, key: str) -> torch.Tensor:
+    def live(self, key: str) -> Any:
         """As above, with its graph where the teacher is in place, up to the end of the pass that first asks for it.
 
         :raises PluginError: the backward of an earlier pass has freed the graph.
@@ -249,7 +320,7 @@ class TeacherOutputs:
             )
         return self._output(key)
 
-    def _output(self, key: str) -> torch.Tensor:
+    def _output(self, key: str) -> Any:
         name, _, output = key.partition("/")
         if self._teachers.refuse and not self._teachers[name].inplace:
             raise PluginError(
@@ -265,8 +336,9 @@ class TeacherOutputs:
                 f"teacher {name!r} has no output {output!r}; it has {', '.join(self._outputs[name])}"
             ) from None
 
-    def _get(self, name: str) -> Mapping[str, torch.Tensor]:
-        if not self._teachers[name].store:
+    def _get(self, name: str) -> Mapping[str, Any]:
+        schema = self._teachers[name].store
+        if not schema:
             return self._teachers.compute(name, self._batch, self._models)
         keys = [
             self._teachers.key(name, example, self._batch.items[i] if self._batch.items else None)
@@ -274,7 +346,7 @@ class TeacherOutputs:
         ]
         device = self._teachers.run.device
         columns = self._teachers.store(name).read_padded(keys)
-        return {output: tensor.to(device) for output, tensor in columns.items()}
+        return restore({output: tensor.to(device) for output, tensor in columns.items()}, schema)
 
     def drop_graph(self) -> None:
         """Keep the values alone of what was computed in place: its graph was freed by the backward pass."""

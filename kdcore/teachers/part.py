@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from kdcore.errors import InputError
 from kdcore.teachers.layout import Layout
+from kdcore.teachers.locks import seize
 from kdcore.teachers.sealed import sync_folder
 
 
@@ -93,7 +93,7 @@ class Part:
         return rows
 
     def verify(self) -> list[str]:
-        """Read every byte afresh and describe what is wrong."""
+        """Read every byte afresh and describe what is wrong, with the fix."""
         problems = []
         raw, length = self._raw_index(0), self._data_size()
         good = self._good(raw)
@@ -103,20 +103,34 @@ class Part:
             for number, record in enumerate(records):
                 offset, size = int(record["offset"]), int(self.layout.sizes(record["lengths"]))
                 if not good[number]:
-                    problems.append(f"{self.index}: record {number} is damaged")
+                    problems.append(f"{self.index}: record {number} is damaged; {self._fix()}")
                     continue
                 if offset + size > length:
-                    problems.append(f"{self.data}: ends at byte {length}, before the end of row {number}")
+                    problems.append(
+                        f"{self.data}: ends at byte {length}, before the end of row {number}; {self._fix()}"
+                    )
                 else:
                     file.seek(offset)
                     if crc32(file.read(size)) != record["crc"]:
-                        problems.append(f"{self.data}: row {number}, at byte {offset}, is damaged")
+                        problems.append(f"{self.data}: row {number}, at byte {offset}, is damaged; {self._fix()}")
                 position = offset + size
+        cut = "kdcore store prune, or the next run that appends, cuts it off"
         if len(raw) % self.dtype.itemsize or (len(records) and records["following"][-1]):
-            problems.append(f"{self.index}: ends in an unfinished append (an interrupted write)")
+            problems.append(f"{self.index}: ends in an unfinished append (an interrupted write); {cut}")
         if length > position:
-            problems.append(f"{self.data}: has {length - position} bytes past its last row (an interrupted write)")
+            past = length - position
+            problems.append(f"{self.data}: has {past} bytes past its last row (an interrupted write); {cut}")
         return problems
+
+    def unfinished(self) -> int:
+        """Bytes of both files after the last finished append: what an interrupted write left.
+
+        :raises InputError: see `scan`.
+        """
+        self.scan()
+        index = self.index.stat().st_size if self.index.exists() else 0
+        end = self.layout.end(self.records["offset"], self.records["lengths"])
+        return index - len(self.records) * self.dtype.itemsize + self._data_size() - end
 
     def close(self) -> None:
         """Release the memory map."""
@@ -169,12 +183,9 @@ class Writer:
         part = Part(index, layout)
         handles = []
         try:
-            handles.append(os.open(part.index, os.O_RDWR | os.O_CREAT, 0o644))
-            try:
-                fcntl.flock(handles[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handles[0])
+            if (handle := seize(part.index)) is None:
                 return None
+            handles.append(handle)
             handles.append(os.open(part.data, os.O_RDWR | os.O_CREAT, 0o644))
             sync_folder(index.parent)
             return Writer(part, *handles)

@@ -12,43 +12,50 @@ the rows that it has::
 
 The folder holds
 
-- ``header.json``: format, name, fingerprint, schema and kdcore's version, with a checksum;
+- ``header.json``: format, name, fingerprint, schema, vocabulary and kdcore's version, with a checksum; an open store
+  shares a lock on it, and its time of change says when a run last used the store;
 - ``shapes.json``: the outputs' shapes, learned from the first row, with a checksum;
 - ``rows-WWWWW-GGG.data`` and ``.index`` (see `kdcore.teachers.part`): the rows of writer W; generation G is above 0
-  only where another process held the writer's number.
+  only where another process held the writer's number;
+- ``fill.lock``: empty; locked by the run that fills the store.
 
 Several processes may append at once; each sees the others' finished rows after `Store.refresh`. A process killed at any
 byte, or a full disk, leaves every row whose `Store.append` had returned. One `Store` serves one thread.
+
+A top-k output is stored as three plain ones (see `kdcore.teachers.topk_rows`); `Store.append` takes and `Store.read`
+gives these.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import attrs
 import numpy as np
 
 from kdcore.errors import InputError, KDCoreError, RunError
 from kdcore.names import RULE, is_name
 from kdcore.recipe import Row
 from kdcore.teachers.fingerprint import KEY_BYTES, Key, fingerprint_path, row_key
-from kdcore.teachers.layout import Column, Layout, as_tensors, collate
+from kdcore.teachers.header import HEADER, folder_of, make_header, read_header, schema_in, write_header
+from kdcore.teachers.layout import SHAPES, Column, Layout, as_tensors, collate
+from kdcore.teachers.locks import seize, share
 from kdcore.teachers.part import Part, Writer, record_dtype
-from kdcore.teachers.sealed import read_sealed, sync_folder, write_sealed
+from kdcore.teachers.sealed import read_sealed, write_sealed
 from kdcore.teachers.table import Table
+from kdcore.teachers.topk_rows import stored_schema
+from kdcore.teachers.verify import problems_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MissingRowError", "Store", "as_tensors", "collate", "fingerprint_path", "row_key"]
+__all__ = ["FILL_LOCK", "MissingRowError", "Store", "as_tensors", "collate", "fingerprint_path", "row_key"]
 
-FORMAT = 1
+FILL_LOCK = "fill.lock"
 
 
 class MissingRowError(KDCoreError, LookupError):
@@ -56,14 +63,21 @@ class MissingRowError(KDCoreError, LookupError):
 
 
 class Store:
-    """The stored outputs of one teacher; made by `Store.open`.
+    """The stored outputs of one teacher; made by `Store.open` or `Store.at`.
 
     :ivar folder: where its files lie.
-    :ivar schema: output name to `Row`.
+    :ivar header: what ``header.json`` says.
+    :ivar schema: output name to `Row`, as the teacher gives them.
+    :ivar stored: plain output to `Row`, as they are stored.
     """
 
-    def __init__(self, folder: Path, schema: Mapping[str, Row], writer: int) -> None:
-        self.folder, self.schema, self._number = folder, dict(schema), writer
+    def __init__(
+        self, folder: Path, header: Mapping[str, Any], schema: Mapping[str, Row], held: int, writer: int
+    ) -> None:
+        self.folder, self.header, self.schema, self._number = folder, header, dict(schema), writer
+        self.stored = stored_schema(schema)
+        self._held: int | None = held
+        self._filling: int | None = None
         self._layout: Layout | None = None
         self._table: Table | None = None
         self._parts: dict[Path, Part] = {}
@@ -72,39 +86,59 @@ class Store:
         self.refresh()
 
     @classmethod
-    def open(cls, root: Path, *, name: str, fingerprint: str, schema: Mapping[str, Row], writer: int = 0) -> Self:
+    def open(
+        cls,
+        root: Path,
+        *,
+        name: str,
+        fingerprint: str,
+        schema: Mapping[str, Row],
+        vocabulary: str | None = None,
+        writer: int = 0,
+    ) -> Self:
         """Open the store of one teacher and schema under ``root``, made if it does not exist.
 
         :param name: begins the folder's name (see `kdcore.names`).
         :param fingerprint: anything that changes with the teacher (see `fingerprint_path`).
         :param schema: output name to `Row`, as in ``Teacher.store``.
+        :param vocabulary: hash of the vocabulary that the outputs are over, as ``Teacher.vocabulary`` gives it.
         :param writer: this process's number among those that append.
-        :raises InputError: a file of the store is damaged, belongs to another teacher or schema, or cannot be made.
+        :raises InputError: a file of the store is damaged, belongs to another teacher, schema or vocabulary, or cannot
+            be made.
         """
         if not is_name(name):
             raise InputError(f"teacher name {name!r} must be {RULE}")
         if not schema:
             raise InputError(f"teacher {name!r}: its store names no outputs; give store={{output: Row()}}")
-        rows = {output: _described(schema[output]) for output in sorted(schema)}
-        asked = {"format": FORMAT, "name": name, "fingerprint": fingerprint, "schema": rows}
-        digest = hashlib.sha256((fingerprint + json.dumps(rows, sort_keys=True)).encode()).hexdigest()[:16]
-        folder = Path(root) / f"{name}-{digest}"
-        header = folder / "header.json"
+        stored_schema(schema)
+        asked = make_header(name, fingerprint, schema, vocabulary)
+        folder = folder_of(Path(root), asked)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not header.exists():
-                write_sealed(header, {**asked, "kdcore": _kdcore_version()})
-                sync_folder(folder.parent)
-            found = read_sealed(header) or {}
-            for field, value in asked.items():
-                if found.get(field) != value:
-                    raise InputError(
-                        f"{header}: {field} is {found.get(field)!r}, but {value!r} is asked for; "
-                        "delete the folder and its rows are computed again, or choose another place for stores"
-                    )
-            return cls(folder, schema, writer)
+            while True:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_header(folder, asked)
+                if (held := share(folder / HEADER)) is not None:
+                    break
+            with _closing_on_error(held):
+                return cls(folder, read_header(folder, asked), schema, held, writer)
         except OSError as error:
             raise InputError(f"{folder}: cannot be used ({error.strerror}); choose another place for stores") from error
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """Open the store in ``folder`` for reading, with nothing known of its teacher.
+
+        :raises InputError: there is no store, a file of it is damaged, or it was made by another version of kdcore.
+        """
+        try:
+            held = share(folder / HEADER)
+            if held is None:
+                raise InputError(f"{folder / HEADER}: missing; delete {folder}, it is computed again")
+            with _closing_on_error(held):
+                header = read_header(folder)
+                return cls(folder, header, schema_in(folder, header), held, 0)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror}); change its permissions") from error
 
     @property
     def rows(self) -> int:
@@ -125,13 +159,44 @@ class Store:
         layout = self._load_layout()
         if layout is None or self._table is None:
             if indexes:
-                raise InputError(f"{self.folder / 'shapes.json'}: missing; delete {self.folder}, it is computed again")
+                raise InputError(f"{self.folder / SHAPES}: missing; delete {self.folder}, it is computed again")
             return
         for index in indexes:
             self._parts.setdefault(index, Part(index, layout))
         grown = [self._parts[index].scan() for index in indexes]
         if any(grown):
             self._table.rebuild([self._parts[index] for index in indexes])
+
+    def keys(self) -> list[Key]:
+        """The keys that have a row, as far as this process has seen, in the order in which the rows lie on disk."""
+        return self._table.keys() if self._table is not None else []
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of each plain output's rows, of ragged ones without their length; empty before the first row."""
+        return self._layout.shapes if self._layout is not None else {}
+
+    def mark_used(self) -> None:
+        """Note that a run uses the store now: the header's time of change."""
+        with contextlib.suppress(OSError):  # a folder that can only be read
+            os.utime(self.folder / HEADER)
+
+    def begin_filling(self) -> bool:
+        """Take the store's one turn to be filled; False while another run has it.
+
+        :raises RunError: the lock cannot be made.
+        """
+        try:
+            self._filling = seize(self.folder / FILL_LOCK)
+        except OSError as error:
+            raise RunError(f"{self.folder}: {error.strerror}; mend that and resume the run") from error
+        return self._filling is not None
+
+    def end_filling(self) -> None:
+        """Give the turn back, if this process has it."""
+        if self._filling is not None:
+            os.close(self._filling)
+            self._filling = None
 
     def missing(self, keys: Sequence[Key]) -> list[int]:
         """Return the positions of the keys that have no row."""
@@ -181,7 +246,7 @@ class Store:
             key = keys[int(np.flatnonzero(~found)[0])]
             raise MissingRowError(f"{self.folder}: no row for key {key.hex()}; fill the store before reading it")
         if self._layout is None or self._table is None:
-            return {output: [] if row.lengths else np.empty(0) for output, row in self.schema.items()}
+            return {output: [] if row.lengths else np.empty(0) for output, row in self.stored.items()}
         sizes = self._layout.sizes(records["lengths"])
         rows: list[Any] = [b""] * len(keys)
         for owner in set(owners.tolist()):
@@ -195,37 +260,21 @@ class Store:
 
     def read_padded(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
         """As `read`, but as tensors of the schema's dtypes, ragged rows padded: ``(rows, longest, ...)``."""
-        return as_tensors(self.read(keys), self.schema)
+        return as_tensors(self.read(keys), self.stored)
 
     def verify(self) -> list[str]:
-        """Read every byte on disk again; return one line for each problem, none if the store is sound.
-
-        Run it while nobody appends: a write in progress looks like an interrupted one.
-        """
-        problems, documents = [], {}
-        for name in ("header.json", "shapes.json"):
-            try:
-                documents[name] = read_sealed(self.folder / name)
-            except InputError as error:
-                problems.append(str(error))
-        parts = {path.with_suffix(".index") for path in self.folder.glob("rows-*.*")}
-        problems += [
-            f"{self.folder / name}: missing"
-            for name, content in documents.items()
-            if content is None and (name == "header.json" or parts)
-        ]
-        shapes = documents.get("shapes.json")
-        if shapes is not None:
-            layout = Layout(self.schema, shapes["shapes"])
-            for index in sorted(parts):
-                problems += Part(index, layout).verify()
-        return problems
+        """Read every byte on disk again (see `problems_of`)."""
+        return problems_of(self.folder)
 
     def close(self) -> None:
-        """Release files, maps and the writer's lock."""
+        """Release files, maps and locks."""
         self._release()
+        self.end_filling()
         for part in self._parts.values():
             part.close()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def __enter__(self) -> Self:
         return self
@@ -248,13 +297,13 @@ class Store:
         return sorted(first.values())
 
     def _load_layout(self) -> Layout | None:
-        if self._layout is None and (shapes := read_sealed(self.folder / "shapes.json")) is not None:
-            self._layout = Layout(self.schema, shapes["shapes"])
+        if self._layout is None and (shapes := read_sealed(self.folder / SHAPES)) is not None:
+            self._layout = Layout(self.stored, shapes["shapes"])
             self._table = Table(record_dtype(self._layout))
         return self._layout
 
     def _learn_layout(self, row: Mapping[str, Any]) -> Layout:
-        write_sealed(self.folder / "shapes.json", {"shapes": Layout.of(self.schema, row).shapes})
+        write_sealed(self.folder / SHAPES, {"shapes": Layout.of(self.stored, row).shapes})
         layout = self._load_layout()
         assert layout is not None
         return layout
@@ -273,12 +322,10 @@ class Store:
             self._writer = None
 
 
-def _described(row: Row) -> dict[str, Any]:
-    return {field: value for field, value in attrs.asdict(row).items() if value is not None}
-
-
-def _kdcore_version() -> str:
+@contextlib.contextmanager
+def _closing_on_error(handle: int) -> Iterator[None]:
     try:
-        return version("kdcore")
-    except PackageNotFoundError:
-        return "not installed"
+        yield
+    except BaseException:
+        os.close(handle)
+        raise

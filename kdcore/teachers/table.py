@@ -27,6 +27,11 @@ class Table:
     def __len__(self) -> int:
         return len(self._keys) + len(self._appended)
 
+    def keys(self) -> list[Key]:
+        """The keys of all rows, in the order in which the rows lie in the parts."""
+        found = self._records["key"][np.sort(self._order)].tolist()
+        return [key.ljust(KEY_BYTES, b"\0") for key in found] + [*self._appended]
+
     def rebuild(self, parts: Sequence[Part]) -> None:
         """Sort the rows of parts by key; of several rows of one key, the first part's counts."""
         self.parts = list(parts)
