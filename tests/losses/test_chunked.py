@@ -32,7 +32,8 @@ DIVERGENCES: list[Callable[..., Tensor]] = [
     partial(alpha_divergence, alpha=-1.0, clip=2.0),
     total_variation,
 ]
-every = pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+NAMES = [getattr(divergence, "func", divergence).__name__ for divergence in DIVERGENCES]
+every = pytest.mark.parametrize("divergence", DIVERGENCES, ids=NAMES)
 SHAPES = {
     "hidden": (2, 7, 6),
     "weight": (19, 6),

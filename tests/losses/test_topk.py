@@ -30,7 +30,8 @@ DIVERGENCES: list[Callable[..., Tensor]] = [
     partial(alpha_divergence, alpha=0.5, clip=INFINITY),
     total_variation,
 ]
-every = pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+NAMES = [getattr(divergence, "func", divergence).__name__ for divergence in DIVERGENCES]
+every = pytest.mark.parametrize("divergence", DIVERGENCES, ids=NAMES)
 
 
 def logits(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:
