@@ -49,6 +49,7 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
         **settings_of(configuration),
         DATA: splits.fingerprint(),
         "number of processes": accelerator.num_processes,
+        "way of several processes": accelerator.distributed_type.value,
         "kind of device": accelerator.device.type,
         "number of threads": torch.get_num_threads(),
         **{f"version of {package}": _version(package) for package in PACKAGES},

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from attrs import frozen
 
 from kdcore import Example, InputError, Splits, hookimpl, option
@@ -27,8 +28,9 @@ def configured(*settings, version="1.0"):
     return configure([LoadedPlugin(info, Method, "method")], None, settings)
 
 
-def check(folder, *settings, text="a", version="1.0", processes=1, main=True):
+def check(folder, *settings, text="a", version="1.0", processes=1, way="NO", main=True):
     accelerator = SimpleNamespace(num_processes=processes, device=torch.device("cpu"), is_main_process=main)
+    accelerator.distributed_type = DistributedType(way)
     splits = Splits({"train": [Example({"text": text}, id="1")]})
     check_identity(folder, configured(*settings, version=version), splits, accelerator)
 
@@ -47,6 +49,7 @@ def test_an_unchanged_run_may_go_on_as_often_as_it_likes(tmp_path):
         ({"text": "b"}, "the data changed;"),
         ({"version": "1.1"}, "version of method was 1.0, is 1.1;"),
         ({"processes": 2}, "number of processes was 1, is 2;"),
+        ({"way": "FSDP"}, "way of several processes was NO, is FSDP;"),
     ],
 )
 def test_what_the_weights_depend_on_is_named_with_both_values(tmp_path, changes, words):
@@ -55,6 +58,14 @@ def test_what_the_weights_depend_on_is_named_with_both_values(tmp_path, changes,
         check(tmp_path, **changes)
     assert f"{tmp_path}: cannot be resumed to the same result: {words}" in str(raised.value)
     check(tmp_path)
+
+
+def test_another_number_of_threads_is_another_run(tmp_path, monkeypatch):
+    check(tmp_path)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    with pytest.raises(InputError, match=f"number of threads was {threads}, is {threads + 1};"):
+        check(tmp_path)
 
 
 def test_all_changes_are_told_at_once(tmp_path):
