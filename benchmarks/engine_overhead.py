@@ -5,7 +5,8 @@ BERT with random weights (what they say is of no matter here). kdcore runs as in
 from the store with their checksums, length buckets, loss terms, metrics.jsonl, TensorBoard; nothing is validated or
 saved inside the window. The bare loop is what one writes by hand for the same: a DataLoader over the very same batches,
 the same tokenisation, padding, loss, fused AdamW, clipping and schedule, and the teacher's logits as one tensor in
-memory. The two take turns in one process, each turn trains anew, and its first steps are left out.
+memory. The two take turns in one process, each turn trains anew, and its first steps are left out. Exit code 1 above
+3%.
 
 DATA is a folder with ``train.csv``, columns ``text`` and ``category`` (banking77).
 """
@@ -158,7 +159,7 @@ def by_kdcore(plugin: SoftLabels, folder: Path, store: Path, warmup: int) -> tup
     run = execute(configure([loaded], None, settings, options))
     text = (run / "arms" / "distill" / "seed-0" / "distil" / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [line for line in map(json.loads, text.splitlines()) if line["split"] == "train"]
-    seconds = {line["step"]: line["step"] * plugin.batch_size / line["examples_per_second"] for line in lines[1:]}
+    seconds = {line["step"]: (line["step"] - 1) * plugin.batch_size / line["examples_per_second"] for line in lines[1:]}
     return (seconds[plugin.steps] - seconds[warmup]) / (plugin.steps - warmup), [line["loss"] for line in lines]
 
 
@@ -199,8 +200,6 @@ def by_hand(plugin: SoftLabels, teacher: torch.Tensor, warmup: int) -> tuple[flo
     loader = DataLoader(Texts(examples), batch_sampler=list(batches(order)), collate_fn=padded)
     schedule, losses, began = linear(0.1), [], 0.0
     for step, (indices, tokens, mask, labels) in enumerate(loader):
-        if step == warmup:
-            began = time.monotonic()
         hard, soft = loss(student(tokens, mask).logits, labels, teacher[indices])
         total = 0.5 * hard + 0.5 * soft
         optimizer.zero_grad(set_to_none=True)
@@ -211,6 +210,8 @@ def by_hand(plugin: SoftLabels, teacher: torch.Tensor, warmup: int) -> tuple[flo
         optimizer.step()
         if (step + 1) % 10 == 0 or step == 0:
             losses.append(total.item())
+        if step + 1 == warmup:
+            began = time.monotonic()
     return (time.monotonic() - began) / (plugin.steps - warmup), losses
 
 
@@ -277,7 +278,7 @@ def main() -> int:
         "overhead": {"of_medians": overhead, "of_turns": ratios, "target": OVERHEAD},
     }
     recording.write(arguments.results, "engine_overhead", "A step of kdcore beside a bare loop", result, text)
-    return 0
+    return 0 if overhead <= OVERHEAD else 1
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
 Each place is the n-th call of a function of kdcore, of torch or of the system, in which the process sends itself
 SIGKILL: no handler runs, nothing is flushed. The places lie in the filling of the store, in training, in the writing of
 checkpoints and best weights, in validation and test, and in the writing of reports. Then the run is resumed, once, and
-its weights, order of examples, steps and test figures are compared with those of the run that was never killed, in the
-method's arm and in its control. The second set of places does the same with dropout, random augmentation in every epoch
-and two data workers. Exit code 1 where a bit differs.
+its weights, order of examples, steps, test figures and the files of its students are compared with those of the run that
+was never killed, in the method's arm and in its control. The second set of places does the same with dropout, random
+augmentation in every epoch and two data workers. Exit code 1 where a bit differs.
 
 The method is the small classifier of ``tests/methods/soft_labels.py`` on paragraphs of Python's own help.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import shutil
@@ -133,7 +134,7 @@ def kdcore(arguments: list[str], place: Place | None = None) -> int:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that must not depend on a kill: hashes of weights and order, steps, and the test's figures."""
+    """All that must not depend on a kill: hashes of weights and order, steps, the test's figures, the saved student."""
     from kdcore.files import read_json
 
     found: dict[str, Any] = {}
@@ -142,6 +143,11 @@ def outcome(folder: Path) -> dict[str, Any]:
         found[arm] = {
             **{key: value for key, value in done.items() if key != "seconds"},
             "test": read_json(folder / "arms" / arm / "seed-0" / "evaluation.json")["rows"],
+            "student": {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (folder / "arms" / arm / "seed-0" / "student").iterdir()
+                if path.name != "README.md"
+            },
         }
     return found
 

@@ -68,7 +68,8 @@ class StepLog:
                     "lower the learning rate, or check the data and the teacher's outputs"
                 )
         self.refuse_not_finite(state.step)
-        rate = state.step * batch_size / max(state.seconds, 1e-9) if state.seconds else 0.0
+        timed = state.step - 1  # the time of the step that ends here is not known yet
+        rate = timed * batch_size / state.seconds if state.seconds else 0.0
         line = {"step": state.step, "split": "train", "loss": total, "terms": terms, **report}
         metrics.append({**line, "examples_per_second": rate})
         self.job.track({f"train/{name}": value for name, value in terms.items()}, state.step)
