@@ -3,7 +3,7 @@
 Each place is the n-th call of a function of kdcore, of torch or of the system, in which the process sends itself
 SIGKILL: no handler runs, nothing is flushed. The places lie in the filling of the store, in training, in the writing of
 checkpoints and best weights, in validation and test, and in the writing of reports. Then the run is resumed, once, and
-its weights, order of examples, steps, test figures and the files of its students are compared with those of the run that
+its weights, order of examples, steps, test figures and files of the students are compared with those of the run that
 was never killed, in the method's arm and in its control. The second set of places does the same with dropout, random
 augmentation in every epoch and two data workers. Exit code 1 where a bit differs.
 

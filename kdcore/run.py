@@ -35,6 +35,7 @@ class Run:
     :ivar seed: the run's seed.
     :ivar arm: the arm being run.
     :ivar stage: the stage being run.
+    :ivar stage_folder: where its results lie.
     :ivar round: of synthesis, from 0.
     :ivar step: optimiser steps done in the stage.
     :ivar micro: the micro-batch of the step on this rank, from 0.
@@ -68,6 +69,7 @@ class Run:
         self.rank = rank
         self.world = world
         self.stage: Stage | None = None
+        self.stage_folder: Path | None = None
         self.round = 0
         self.step = 0
         self.micro = 0
@@ -173,11 +175,10 @@ class Run:
 
     def remember(self, key: str, fn: Callable[[], T]) -> T:
         """``fn()``, a JSON value, computed once and kept with the round, so that a resumed run sees the same."""
-        name = self.stage.name if self.stage else "run"
-        path = self.folder / name / "facts" / f"round-{self.round}.json"
-        facts: dict[str, Any] = read_json(path) if path.exists() else {}
+        path = (self.stage_folder or self.folder) / "facts" / f"round-{self.round}.json"
+        facts: dict[str, Any] = self.share(read_json(path) if path.exists() else {})
         if key not in facts:
-            facts[key] = json.loads(json.dumps(fn()))
+            facts[key] = self.share(json.loads(json.dumps(fn())))
             if self.rank == 0:
                 write_json(path, facts)
         value: T = facts[key]

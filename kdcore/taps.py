@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcore.engine.step import detached
+
 __all__ = ["Taps", "tapped"]
 
 
@@ -34,6 +36,13 @@ class Taps(Mapping[str, Any]):
         if name not in self._outputs:
             raise KeyError(f"{name!r} is not tapped; tapped are {', '.join(self._outputs)}")
         return self._outputs[name]
+
+    def detach(self) -> Taps:
+        """The same outputs without a graph."""
+        taps = Taps(list(self))
+        for name, outputs in self._outputs.items():
+            taps._outputs[name] = [detached(output) for output in outputs]
+        return taps
 
     def __getitem__(self, name: str) -> Any:
         outputs = self.calls(name)

@@ -23,6 +23,7 @@ class TrainingState:
     :ivar round: the current round.
     :ivar round_start: the step at which it began.
     :ivar round_steps: steps of the finished rounds.
+    :ivar round_plans: steps that they were planned to have.
     :ivar history: (step, value) of the monitored metric at each check, negated where lower is better.
     :ivar better: whether a ``"higher"`` or a ``"lower"`` value of the monitored metric is better.
     :ivar best_step: the step of the best check, -1 before any.
@@ -35,6 +36,7 @@ class TrainingState:
     round: int = 0
     round_start: int = 0
     round_steps: list[int] = field(factory=list)
+    round_plans: list[int] = field(factory=list)
     history: list[tuple[int, float]] = field(factory=list)
     better: Literal["higher", "lower"] = "higher"
     best_step: int = -1

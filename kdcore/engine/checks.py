@@ -44,9 +44,10 @@ class Checks:
         return self.job.plugins.implementers("evaluate")
 
     def measure(self) -> dict[str, Metric]:
-        """The subject's metrics on validation with its present weights."""
+        """The subject's metrics on validation with its present weights: the first process's, for all decide by them."""
         subject = self.stage.subject
-        return evaluate_subject(self.job.plugins, self.run, self.stage, self.models[subject], subject, "validation")
+        found = evaluate_subject(self.job.plugins, self.run, self.stage, self.models[subject], subject, "validation")
+        return self.run.share(found)
 
     def check(self, state: TrainingState, metrics_file: JsonLines) -> None:
         """Measure, log, keep the weights where they are the best so far, and stop the stage at the end of patience.

@@ -35,21 +35,35 @@ def evaluate_subject(
     ):
         for plugin in plugins.implementers("evaluate"):
             answer = plugins.ask(plugin, "evaluate", run=run, stage=stage, model=model, subject=subject, split=split)
-            if not isinstance(answer, Iterable | None):
-                raise PluginError(
-                    f"evaluate of plugin {plugin} gave a {type(answer).__name__}; return a list of Metric"
-                )
             with blaming(f"in hook evaluate of plugin {plugin}"):
-                answered = list(answer or ())
-            for metric in answered:
-                if not isinstance(metric, Metric) or metric.name in metrics:
-                    name = getattr(metric, "name", metric)
-                    raise PluginError(f"evaluate of plugin {plugin} gave {name!r} twice, or not as a Metric")
-                place = f"{metric.name} of {subject} on {split} (plugin {plugin})"
-                samples = metric.samples
-                if samples is not None:
-                    samples = {name: _number(f"{place}, example {name}", value) for name, value in samples.items()}
-                metrics[metric.name] = evolve(metric, value=_number(place, metric.value), samples=samples)
+                given, place = () if answer is None else answer, f" of {subject} on {split}"
+                metrics.update(checked_metrics(given, f"evaluate of plugin {plugin}", place, metrics))
+    return metrics
+
+
+def checked_metrics(
+    answer: Any, author: str, place: str = "", known: Mapping[str, Metric] | None = None
+) -> dict[str, Metric]:
+    """Metrics by name, with values and samples as Python floats.
+
+    :param author: whose they are, for errors.
+    :param place: of what and on what, for errors.
+    :param known: names that are taken.
+    :raises PluginError: one that is no Metric, is named twice, or whose value is no number.
+    :raises RunError: a value that is not finite.
+    """
+    if not isinstance(answer, Iterable):
+        raise PluginError(f"{author} gave a {type(answer).__name__}; return a list of Metric")
+    metrics: dict[str, Metric] = {}
+    for metric in answer:
+        if not isinstance(metric, Metric) or metric.name in {**metrics, **(known or {})}:
+            name = getattr(metric, "name", metric)
+            raise PluginError(f"{author} gave {name!r} twice, or not as a Metric")
+        where = f"{metric.name}{place} ({author.removeprefix('evaluate of ')})"
+        samples = metric.samples
+        if samples is not None:
+            samples = {name: _number(f"{where}, example {name}", value) for name, value in samples.items()}
+        metrics[metric.name] = evolve(metric, value=_number(where, metric.value), samples=samples)
     return metrics
 
 

@@ -143,7 +143,7 @@ class Experiment:
         self.plan: Plan = make_plan(configuration, self._run_of(Arm(METHOD), 0))
         self.sources = Sources(folder, writes=self.accelerator.is_main_process)
         self._splits: dict[str, Splits] = {}
-        self._bounds: dict[tuple[int, str], Sequence[int]] = {}
+        self._bounds: dict[tuple[int, str], Sequence[tuple[int, int]]] = {}
 
     # The run
 
@@ -256,13 +256,14 @@ class Experiment:
         """Bind every other arm to the steps per round of the method's arm, stage by stage."""
         for stage in self.plan.stages:
             if stage.turns is not None and not stage.shared:
-                self._bounds[seed, stage.name] = read_json(folder / stage.name / "done.json")["round_steps"]
+                done = read_json(folder / stage.name / "done.json")
+                self._bounds[seed, stage.name] = list(zip(done["round_steps"], done["round_plans"]))
 
     def _stage(
         self, stage: Stage, last: Stage, recipe: Recipe, plugins: Plugins, run: Run, arm: Arm, seed: int, track: Any
     ) -> None:
         folder = stage_folder(self.folder, run.folder, seed, stage)
-        run.stage, run.round, run.step = stage, 0, 0
+        run.stage, run.stage_folder, run.round, run.step = stage, folder, 0, 0
         if not (folder / "done.json").exists():
             own = not stage.shared
             control = own and self._is_automatic_control(arm)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from kdcore.engine.models import UnbuiltModels
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import InputError, PluginError, blaming
+from kdcore.names import RULE, is_name
 from kdcore.recipe import Stage, Target
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ def targets_of(run: Run, stage: Stage) -> list[Target]:
 
     seed_everything(derive(run.seed, stage.name, "targets"))
     targets = list(stage.targets(run, UnbuiltModels(build)))
+    names = [getattr(target, "name", None) for target in targets]
+    if not all(isinstance(target, Target) and is_name(target.name) for target in targets) or len({*names}) < len(names):
+        raise PluginError(
+            f"stage {stage.name!r}: its search found {names}; return Targets of different names, each {RULE}"
+        )
     facts = [{"name": t.name, "sources": [*t.sources], "options": dict(t.options)} for t in targets]
     if not facts or run.remember("targets", lambda: facts) != json.loads(json.dumps(facts)):
         found = "none" if not facts else "others than before: keep what the search finds with run.remember(key, fn)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -62,7 +63,17 @@ class StepModule(nn.Module):
         super().__init__()
         self.models = nn.ModuleDict(modules)
         split = {name for module in modules.values() for name in getattr(module, "_no_split_modules", None) or ()}
-        self._no_split_modules = sorted(split)
+        self._no_split_modules = sorted(split - self._tied_to_outside(split))
+
+    def _tied_to_outside(self, names: set[str]) -> set[str]:
+        """The classes of which an instance shares a parameter with a module outside of it, so cannot be cut alone."""
+        uses = Counter(id(p) for _, p in self.named_parameters(remove_duplicate=False))
+        tied = set()
+        for module in self.modules():
+            if type(module).__name__ in names:
+                inside = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+                tied |= {type(module).__name__} if any(uses[key] > count for key, count in inside.items()) else set()
+        return tied
 
     def forward(self, call: Callable[[Models], Any]) -> Any:
         return call(Models(self.models))

@@ -20,16 +20,13 @@ def compile_submodules(module: StepModule, patterns: Sequence[str]) -> None:
     """
     names = [name for name, _ in module.models.named_modules() if name]
     for pattern in patterns:
-        matched = [name for name in names if fnmatch(name, pattern)]
-        if not matched:
+        if not any(fnmatch(name, pattern) for name in names):
             some = ", ".join(names[:3])
-            raise PluginError(f"Stage(compile=...) names {pattern!r}, which matches no submodule ({some}, ...)")
-        for name in _outermost(matched):
+            raise PluginError(f"run.compile: {pattern!r} matches no submodule ({some}, ...); see Stage(compile=...)")
+    matched = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    for name in matched:
+        if not any(name.startswith(f"{other}.") for other in matched):
             module.models.get_submodule(name).compile()
-
-
-def _outermost(names: Sequence[str]) -> list[str]:
-    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
 def checkpoint_activations(module: StepModule) -> None:

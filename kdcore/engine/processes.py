@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,11 @@ def _forget() -> None:
 
 
 def _shard(accelerator: Any) -> None:
-    """Let FSDP2 cut modules on CPUs too, where accelerate by itself goes over to DDP, and leave losses in float32."""
+    """Let FSDP2 cut modules on CPUs too, where accelerate by itself goes over to DDP, and leave losses in float32.
+
+    Every process builds its modules whole, for the initial hash needs them. What accelerate calls efficient loading
+    would leave weights on the meta device in all but one, break ties, and take buffers for cut tensors.
+    """
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
@@ -64,6 +69,8 @@ def _shard(accelerator: Any) -> None:
         state.distributed_type = DistributedType.FSDP
     if not state.is_fsdp2:
         raise InputError("kdcore shards modules with FSDP 2 only: set fsdp_version: 2 in accelerate's configuration")
+    state.fsdp_plugin.cpu_ram_efficient_loading = False
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # read by from_pretrained
     policy = state.fsdp_plugin.mixed_precision_policy
     if policy is not None:
         state.fsdp_plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None)

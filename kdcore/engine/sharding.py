@@ -40,12 +40,17 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole_state(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by name, whole, one by one; of tied ones the first name only."""
-    seen: set[int] = set()
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, whole(tensor.detach())
+    """Parameters and buffers by name, whole, one by one; of tied ones the name that safetensors keeps."""
+    for names, tensor in _tied(module):
+        yield names[0], whole(tensor.detach())
+
+
+def _tied(module: torch.nn.Module) -> list[tuple[list[str], torch.Tensor]]:
+    """Every tensor of the module's state with all its names, sorted."""
+    found: dict[int, tuple[list[str], torch.Tensor]] = {}
+    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+        found.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(found.values())
 
 
 def save_weights(module: torch.nn.Module, path: Path, *, writes: bool = True) -> None:
@@ -63,17 +68,22 @@ def save_weights(module: torch.nn.Module, path: Path, *, writes: bool = True) ->
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Read what `save_weights` wrote; a cut module takes its part of each tensor."""
+    """Read what `save_weights` wrote; a cut module takes its part of each tensor.
+
+    :raises RuntimeError: the file lacks a tensor, or has another.
+    """
     if not is_sharded(module):
         load_model(module, path)
         return
-    state = module.state_dict(keep_vars=True)
     stored = load_file(path)
-    if stored.keys() - state.keys():
-        raise KeyError(f"{path}: unknown tensors {', '.join(sorted(stored.keys() - state.keys())[:3])}")
     with torch.no_grad():
-        for name, tensor in stored.items():
-            state[name].copy_(cut_like(state[name], tensor))
+        for names, tensor in _tied(module):
+            name = next((name for name in names if name in stored), None)
+            if name is None:
+                raise RuntimeError(f"{path}: has no tensor {names[0]}")
+            tensor.copy_(cut_like(tensor, stored.pop(name)))
+    if stored:
+        raise RuntimeError(f"{path}: unknown tensors {', '.join(sorted(stored)[:3])}")
 
 
 def cut_like(pattern: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -109,6 +119,16 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, stored: dict[str, Any
     optimizer.load_state_dict({**stored, "state": state})
 
 
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give all processes the first one's running statistics, as DDP does before its next forward: what is validated
+    and saved is then the same everywhere.
+    """
+    persistent = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    for buffer in module.buffers():
+        if id(buffer) in persistent and buffer.is_floating_point():
+            torch.distributed.broadcast(buffer, 0)
+
+
 def reshard(module: torch.nn.Module) -> None:
     """Give back what was gathered for a forward that no backward followed.
 
@@ -121,14 +141,14 @@ def reshard(module: torch.nn.Module) -> None:
 
 
 @contextmanager
-def in_lockstep(module: torch.nn.Module, gather: Callable[[str], list[str]]) -> Iterator[Callable[[], None]]:
-    """Refuse, within the block, that processes call different cut submodules: their collectives would hang.
+def in_lockstep(module: torch.nn.Module, gather: Callable[[str], list[str]]) -> Iterator[Callable[[str], None]]:
+    """Refuse, within the block, that processes take different ways through a step: their collectives would hang.
 
-    Yields a function to be called at the end of every forward of ``module``. Each call of a cut submodule costs one
-    small collective, so one step is watched, not all.
+    Yields a function that is called with what comes next: a pass, its end, the end of the turn. Calls of cut submodules
+    are met by themselves. Each of them costs one small collective, so one step is watched, not all.
 
     :param gather: all processes' values of one.
-    :raises PluginError: two processes do not call the same submodules in the same order.
+    :raises PluginError: two processes make another number of passes, or call other cut submodules, or in another order.
     """
 
     def meet(event: str) -> None:
@@ -136,8 +156,8 @@ def in_lockstep(module: torch.nn.Module, gather: Callable[[str], list[str]]) -> 
         if len(set(events)) > 1:
             told = ", ".join(f"process {rank} {event}" for rank, event in enumerate(events))
             raise PluginError(
-                f"the processes take different ways through the modules, which FSDP cannot run: {told}; "
-                "draw what decides the way from run.rng(name), which is equal on all ranks"
+                f"the processes take different ways through the step, and would wait for each other: {told}; draw what "
+                "decides the way from run.rng(name), equal on all ranks, and cut batches into a fixed number of parts"
             )
 
     def calls(name: str) -> Callable[..., None]:
@@ -148,7 +168,7 @@ def in_lockstep(module: torch.nn.Module, gather: Callable[[str], list[str]]) -> 
         for name, submodule in cut_modules(module).items()
     ]
     try:
-        yield lambda: meet("ends a pass") if handles else None
+        yield meet
     finally:
         for handle in handles:
             handle.remove()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,14 @@ import torch
 from attrs import evolve, frozen
 from safetensors.torch import save_model
 
+from kdcore.engine.evaluation import checked_metrics
 from kdcore.engine.merge import merge, targets_of
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.processes import released
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import is_sharded, load_weights, save_weights
-from kdcore.errors import PluginError, blaming
+from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import replacing, write_json
 from kdcore.recipe import Recipe, Stage
 from kdcore.teachers.outputs import StageTeachers
@@ -74,7 +76,7 @@ class StageJob:
     :param folder: the stage's folder.
     :param control: this is the automatic control: terms at their control weights, no teacher.
     :param control_follows: the automatic control comes after this arm, so its first step is traced.
-    :param bound: steps per round of the method's arm, which bind the others.
+    :param bound: of each round of the method's arm, which bind the others, the steps and the planned steps.
     :param student_folder: where the subject is saved for its users; None but in the last stage.
     :param track: ``track({name: value}, step)`` to the trackers.
     :param compile: compile the submodules that the stage names.
@@ -93,7 +95,7 @@ class StageJob:
     track: Callable[[Mapping[str, float], int], None]
     control: bool = False
     control_follows: bool = False
-    bound: Sequence[int] | None = None
+    bound: Sequence[tuple[int, int]] | None = None
     student_folder: Path | None = None
     workers: int = 0
     log_every: int = 10
@@ -122,7 +124,6 @@ class StageJob:
     def _uncut(self) -> Models:
         """The stage's modules built anew with the weights that were just written, for users' own ways of saving."""
         assert self.stage.build is not None
-        self.accelerator.wait_for_everyone()
         seed_everything(derive(self.run.seed, self.stage.name, "build"))
         modules = torch.nn.ModuleDict(self.stage.build(self.run))
         for name, module in modules.items():
@@ -140,11 +141,14 @@ class StageJob:
             with self.written(subject_folder(self.student_folder, self.stage, target.name)) as folder:
                 save_subject(self.run, evolve(self.stage, subject=target.name), models, folder)
 
-    def written(self, folder: Path) -> Any:
-        """The folder, replaced when all is written; ranks but the first write to a folder that is thrown away."""
-        if self.run.rank == 0:
-            return replacing(folder)
-        return _ScratchFolder()
+    @contextmanager
+    def written(self, folder: Path) -> Iterator[Path]:
+        """The folder, replaced when all is written; ranks but the first write to a folder that is thrown away, and all
+        wait for the first.
+        """
+        with replacing(folder) if self.run.rank == 0 else _ScratchFolder() as place:
+            yield place
+        self.accelerator.wait_for_everyone()
 
 
 def subject_folder(student_folder: Path, stage: Stage, subject: str) -> Path:
@@ -195,6 +199,11 @@ def _run_loop(job: StageJob) -> None:
     """A stage that owns its loop: it resumes from its own checkpoints in its folder, with its own `Accelerator`."""
     assert job.stage.loop is not None
     assert job.stage.build is not None
+    if job.control_follows and job.stage.teachers:
+        raise InputError(
+            f"stage {job.stage.name!r} owns its loop, so the automatic control cannot keep its teachers out; declare "
+            "an Arm(control=True) in the recipe, or run without --compare"
+        )
     seed_everything(derive(job.run.seed, job.stage.name, "build"))
     module = StepModule(job.stage.build(job.run)).to(job.run.device)
     initial = hash_weights(module)
@@ -202,8 +211,9 @@ def _run_loop(job: StageJob) -> None:
     job.run.attach(module)
     with released():
         metrics = job.stage.loop(job.run, job.stage, models, job.folder)
+    checked = checked_metrics(metrics, f"the loop of stage {job.stage.name!r}")
+    figures = {name: metric.value for name, metric in checked.items()}
     job.save(models)
-    figures = {metric.name: float(metric.value) for metric in metrics}
     done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
     job.finish({"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
 

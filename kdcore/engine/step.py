@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils.operations import recursively_apply
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcore.data.batch import Batch
@@ -142,4 +142,20 @@ def run_pass(
 def detach_memo(memo: MutableMapping[str, Any]) -> None:
     """After a pass its graph is gone: keep the values alone of its tensors, in tuples, lists and mappings too."""
     for key, value in memo.items():
-        memo[key] = recursively_apply(torch.Tensor.detach, value)
+        memo[key] = detached(value)
+
+
+def detached(value: Any) -> Any:
+    """Without a graph: a tensor, what can ``detach`` itself, and what tuples, lists and mappings hold."""
+    if callable(getattr(value, "detach", None)):
+        return value.detach()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(detached, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(detached, value))
+    if isinstance(value, MutableMapping):
+        copied = copy.copy(value)
+        for key, inner in value.items():
+            copied[key] = detached(inner)
+        return copied
+    return value

@@ -62,7 +62,7 @@ class StepLog:
         terms = {name: sum(share.get(name, 0.0) for share in shares) for name in names}
         total = terms.pop("")
         for name, value in terms.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value) and not self._scaled:
                 raise RunError(
                     f"loss term {name} is {value} at step {state.step} of stage {self.job.stage.name}; "
                     "lower the learning rate, or check the data and the teacher's outputs"
@@ -83,9 +83,9 @@ class StepLog:
         :raises RunError: one is not, in one of them.
         """
         sound = bool(torch.stack([torch.isfinite(local(weight)).all() for weight in self._parameters]).all())
-        sound = all(self.run.gather(sound))
-        if not (sound and all(self.run.gather(bool(self._finite)))):
-            what = "a loss" if sound else "a weight"
+        weights, losses = map(all, zip(*self.run.gather((sound, bool(self._finite)))))
+        if not (weights and losses):
+            what = "a loss" if weights else "a weight"
             raise RunError(
                 f"stage {self.job.stage.name!r}: {what} is not finite at step {step} or shortly before; "
                 "lower the learning rate, or check the data, the loss weights and the teacher's outputs"

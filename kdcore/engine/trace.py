@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +20,26 @@ if TYPE_CHECKING:
 
 
 def trace_control(training: Training) -> None:
-    """Compute the losses of the control on two examples, and leave weights and buffers as they are.
+    """Compute the losses of the control on two examples; leave weights, buffers and what ``run`` remembers as they are.
 
     :raises InputError: nothing would remain for the control to train on.
     """
     run, stage, job = training.run, training.stage, training.job
     buffers = {name: buffer.clone() for name, buffer in training.module.named_buffers()}
-    run.teachers = refusing = StageTeachers(run, stage, job.plugins, job.teachers.root, refuse=True)
+    refusing = StageTeachers(run, stage, job.plugins, job.teachers.root, refuse=True)
+    before = run.teachers, run.memo, run.stage_folder
+    with tempfile.TemporaryDirectory() as place:
+        run.teachers, run.memo, run.stage_folder = refusing, dict(run.memo), Path(place)
+        try:
+            _trace(training, refusing)
+        finally:
+            run.teachers, run.memo, run.stage_folder = before
+    for name, buffer in training.module.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def _trace(training: Training, refusing: StageTeachers) -> None:
+    stage = training.stage
     examples = training.rounds.control_examples(2, training.models, training.checks.measure)
     advice = "declare an Arm(control=True) in the recipe, or run without --compare"
     if not examples:
@@ -43,6 +58,3 @@ def trace_control(training: Training) -> None:
             losses += [loss for loss, _ in passes]
         if all(loss is None for loss in losses):
             raise InputError(f"{stage.name}: no loss term has a weight in the control; {advice}")
-        for name, buffer in training.module.named_buffers():
-            buffer.copy_(buffers[name])
-    run.teachers = job.teachers

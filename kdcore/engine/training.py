@@ -19,7 +19,7 @@ from kdcore.engine.preparation import checkpoint_activations, compile_submodules
 from kdcore.engine.rounds import Rounds
 from kdcore.engine.schedules import TrainingProgress
 from kdcore.engine.seeds import derive, seed_everything
-from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, whole
+from kdcore.engine.sharding import cut_modules, in_lockstep, reshard, share_buffers, whole
 from kdcore.engine.step import Passes, detach_memo, run_pass, step_totals, weighted_sum
 from kdcore.engine.step_log import StepLog
 from kdcore.engine.trace import trace_control
@@ -66,11 +66,10 @@ class Training:
         self.run.attach(self.module)
         self.models = Models(self.module.models)
         self.log = StepLog(job, self.trainable.parameters, scaled=self._scaler is not None)
-        cut = cut_modules(self.module)
-        self._watched = not cut
-        if cut:
+        if cut := cut_modules(self.module):
             self.run.log(f"{self.stage.name}: FSDP2 cuts {len(cut)} modules over {self.run.world} processes")
-        self._end_of_forward: Callable[[], None] = lambda: None
+        self._watched = self.run.world == 1
+        self._meet: Callable[[str], None] = lambda event: None
         self.checks = Checks(job, self.module, self.models)
         if self.stage.subject not in self.models and (job.student_folder is not None or self.checks.possible):
             raise PluginError(
@@ -118,14 +117,14 @@ class Training:
                 f"stage {self.stage.name!r}: a step has {examples} examples for {self.stage.accumulate} micro-batches "
                 f"in {self.run.world} processes; lower accumulate, or give it more examples"
             )
-        steps = self._steps_of_round(number, len(pool))
+        steps, planned = self._steps_of_round(number, len(pool))
         order = Order(self.stage, pool, self._seed(number), self.run.rank, self.run.world, 0, steps)
         if not self.job.control:
             self.job.teachers.fill([pool[i] for i in order.drawn()], self.job.progress)
         first_step, began = state.step, time.monotonic()
         for indices, micro_batches in [] if state.stopped else self._batches(order, pool):
             with self._in_lockstep():
-                self._step(pool, indices, micro_batches, steps)
+                self._step(pool, indices, micro_batches, planned)
             state.seconds += time.monotonic() - began
             if self.stage.evaluate_every and state.step % self.stage.evaluate_every == 0:
                 self._check()
@@ -137,20 +136,25 @@ class Training:
         if not state.history or state.history[-1][0] != state.step:
             self._check()
         state.round_steps.append(state.step - state.round_start)
+        state.round_plans.append(planned)
         state.round, state.round_start = number + 1, state.step
         if state.step > first_step and state.round < self.rounds.count:
             self._checkpoint()
 
-    def _steps_of_round(self, number: int, count: int) -> int:
+    def _steps_of_round(self, number: int, count: int) -> tuple[int, int]:
+        """How many steps the round has, and how many were planned: schedules follow the plan in every arm, also where
+        the method's arm ended early.
+        """
         if self.job.bound is not None:
-            steps = self.job.bound[number] if number < len(self.job.bound) else 0
+            steps, planned = self.job.bound[number] if number < len(self.job.bound) else (0, 1)
         elif self.stage.steps is not None:
-            steps = self.stage.steps
+            steps = planned = self.stage.steps
         else:
-            steps = (self.stage.epochs or 1) * steps_per_epoch(count, self.stage.batch_size)
+            steps = planned = (self.stage.epochs or 1) * steps_per_epoch(count, self.stage.batch_size)
         if self.run.limit is not None:
-            steps = min(steps, self.run.limit - self.state.round_start)
-        return steps
+            most = self.run.limit - self.state.round_start
+            steps, planned = min(steps, most), min(planned, most)
+        return steps, planned
 
     def _batches(self, order: Order, pool: Sequence[Example]) -> Iterator[tuple[Any, list[Batch]]]:
         done = order.start = self.state.step - self.state.round_start
@@ -166,7 +170,7 @@ class Training:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in self.log.shown.items())
                 bar.advance(1, text)
 
-    def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], steps: int) -> None:
+    def _step(self, pool: Sequence[Example], indices: Any, micro_batches: list[Batch], planned: int) -> None:
         state = self.state
         self.run.step = state.step
         micro_batches = [
@@ -176,7 +180,7 @@ class Training:
         memos: list[dict[str, Any]] = [{} for _ in micro_batches]
         outputs = [TeacherOutputs(self.job.teachers, batch, self.models) for batch in micro_batches]
         progress = TrainingProgress.of(
-            state, steps, self.rounds.count, steps_per_epoch(len(pool), self.stage.batch_size)
+            state, planned, self.rounds.count, steps_per_epoch(len(pool), self.stage.batch_size)
         )
         last = list(self.turns)[-1]
         values: dict[str, torch.Tensor] = {}
@@ -214,6 +218,8 @@ class Training:
                 if norm is not None:
                     report["gradient_norm"][name] = float(norm)
         self.trainable.thaw()
+        if self.run.world > 1:
+            share_buffers(self.module)
         state.step += 1
         ids = "\x1f".join(pool[index].id or str(index) for index in indices)
         state.order_hash = hashlib.sha256(f"{state.order_hash}\n{ids}".encode()).hexdigest()
@@ -301,11 +307,13 @@ class Training:
 
         number = 0
         while not passes.finished:
+            self._meet(f"begins pass {number}")
             seed_everything(self._seed(self.run.round, self.run.step, turn, number, micro, self.run.rank))
             result = run_pass(self.wrapped, forward)
-            self._end_of_forward()
+            self._meet(f"ends pass {number} {'without' if result[0] is None else 'with'} a loss")
             yield result
             number += 1
+        self._meet(f"makes {number} passes")
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
@@ -320,11 +328,11 @@ class Training:
 
     @contextlib.contextmanager
     def _in_lockstep(self) -> Iterator[None]:
-        """Watch the first step of cut modules, in which processes that part ways are told rather than hang."""
+        """Watch the first step of several processes: those that part ways are told, where they would hang."""
         if not self._watched:
-            with in_lockstep(self.module, self.run.gather) as self._end_of_forward:
+            with in_lockstep(self.module, self.run.gather) as self._meet:
                 yield
-            self._watched, self._end_of_forward = True, lambda: None
+            self._watched, self._meet = True, lambda event: None
         else:
             yield
 
@@ -361,6 +369,7 @@ class Training:
         done = {
             "steps": state.step,
             "round_steps": state.round_steps,
+            "round_plans": state.round_plans,
             "initial_hash": state.initial_hash,
             "order_hash": state.order_hash,
             "weights_hash": hash_weights(self.module),

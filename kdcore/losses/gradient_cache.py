@@ -28,7 +28,7 @@ def gradient_cached(
 
     For a generator of `student_loss`, whose passes have one backward each::
 
-        rows = [slice(start, start + 16) for start in range(0, len(batch), 16)]
+        rows = torch.arange(len(batch)).tensor_split(4)
         encode = lambda rows: (embed(batch["query"][rows]), embed(batch["passage"][rows]))
         for value in gradient_cached(encode, rows, in_batch_cross_entropy):
             yield [LossTerm("contrastive", value)]
@@ -43,7 +43,8 @@ def gradient_cached(
     together: raise the batch rather than ``accumulate`` for more negatives.
 
     :param encode: one chunk to its embeddings, (n, ...), or to a tuple of them; called twice.
-    :param chunks: parts of the batch, such as slices.
+    :param chunks: parts of the batch, such as indices; in several processes as many in each, whatever its share of the
+        batch.
     :param loss: receives what ``encode`` gives, each joined over all chunks along axis 0, in float32 or float64 with
         autocast off, and returns a scalar.
     :param model: its buffers are put back before the second encoding, so that each moves once and is seen alike

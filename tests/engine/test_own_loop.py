@@ -6,92 +6,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcore import Run
 from kdcore.config import read_run
 from kdcore.engine.experiment import execute as run
-from kdcore.errors import PluginError
+from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import read_json
 
 METHODS = Path(__file__).parents[1] / "methods"
 
-LOOP = '''
-import torch
-from accelerate import Accelerator
-from attrs import frozen
-from soft_labels import BagOfWords, item, splits
-from torch.nn import functional
-
-from kdcore import Data, Metric, Recipe, Stage, Target, Teacher, hookimpl, option
-from kdcore.data.batch import Batch
-from kdcore.data.padding import pad
+OWN_LOOP = METHODS / "own_loop.py"
 
 
-def skeleton(run):
-    return BagOfWords(16, dropout=0.0)
-
-
-@frozen(kw_only=True)
-class Loop:
-    """A loop of its own, then the mean of its weights and of where they began."""
-
-    search: bool = option(False, "let a search find the targets")
-
-    @hookimpl
-    def recipe(self, run):
-        teachers = {"large": Teacher(build=lambda run: BagOfWords(64, dropout=0.0))}
-        stages = [Stage(name="train", build=lambda run: {"student": skeleton(run)}, teachers=teachers, loop=self.loop,
-                        data=Data(item=item))]
-        fixed = [Target("student", ["train/student"], skeleton, {"scale": 0.5})]
-        stages.append(Stage(name="merge", needs=["train"], targets=self.found if self.search else fixed,
-                            data=Data(item=item),
-                            build=lambda run: {"student": run.load(skeleton(run), "train/student")}))
-        return Recipe(data=splits, headline="accuracy", identity=("text",), stages=stages)
-
-    def loop(self, run, stage, models, folder):
-        accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-        model, optimizer = accelerator.prepare(models.student, torch.optim.SGD(models.student.parameters(), 0.1))
-        examples = list(run.data["train"])[:16]
-        batch = Batch(pad([item(e) for e in examples]), examples)
-        with torch.no_grad():
-            target = functional.softmax(run.teacher("large")(batch["words"], batch.mask("words")), -1)
-        for run.step in range(1, 4):
-            loss = functional.cross_entropy(model(batch["words"], batch.mask("words")).float(), target)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-        return [Metric("loss", loss.item(), "lower")]
-
-    def found(self, run, models):
-        def search():
-            rows = run.predict(models.student, "validation", lambda net, b: {"o": net(b["words"], b.mask("words"))})
-            return [0.5, float(len(rows))]
-
-        return [Target(f"scaled-{place}", ["train/student"], skeleton, {"scale": scale})
-                for place, scale in enumerate(run.remember("scales", search))]
-
-    @hookimpl
-    def merge_weights(self, target, sources):
-        [tensors] = sources.values()
-        for name, tensor in tensors.items():
-            yield name, tensor * target.options["scale"]
-
-    @hookimpl
-    def evaluate(self, run, model, split):
-        rows = run.predict(model, split, lambda net, batch: {"logits": net(batch["words"], batch.mask("words"))})
-        right = {e.id: float(row["logits"].argmax() == e["label"]) for e, row in zip(run.data[split], rows)}
-        return [Metric("accuracy", sum(right.values()) / len(right), "higher", samples=right)]
-'''
-
-
-@pytest.fixture
-def loop(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def methods_can_be_imported(monkeypatch):
     monkeypatch.syspath_prepend(str(METHODS))
-    path = tmp_path / "loop.py"
-    path.write_text(LOOP, encoding="utf-8")
-    return path
 
 
-def test_a_loop_has_its_own_accelerator_and_reaches_the_stages_teachers(execute, loop):
-    folder = execute(plugins=(loop,), precision="no") / "arms" / "distill" / "seed-0"
+def test_a_loop_has_its_own_accelerator_and_reaches_the_stages_teachers(execute):
+    folder = execute(plugins=(OWN_LOOP,), precision="no") / "arms" / "distill" / "seed-0"
     done = read_json(folder / "train" / "done.json")
     assert done["metrics"]["loss"] > 0
     assert done["weights_hash"] != done["initial_hash"]
@@ -99,8 +31,25 @@ def test_a_loop_has_its_own_accelerator_and_reaches_the_stages_teachers(execute,
     assert all(torch.equal(merged[name], tensor * 0.5) for name, tensor in trained.items())
 
 
-def test_a_search_finds_the_targets_of_a_merge_and_what_it_found_is_kept(execute, loop, tmp_path):
-    folder = execute("search=true", plugins=(loop,))
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('return [Metric("loss", loss.item(), "lower")]', "return None", "gave a NoneType; return a list of Metric"),
+        ("loss.item()", 'float("nan")', r"loss \(the loop of stage 'train'\) is nan"),
+    ],
+)
+def test_what_a_loop_returns_is_checked(execute, variant, old, new, words):
+    with pytest.raises((PluginError, RunError), match=words):
+        execute(plugins=(variant({old: new}, OWN_LOOP),))
+
+
+def test_the_teachers_of_a_loop_cannot_be_kept_from_an_automatic_control(execute):
+    with pytest.raises(InputError, match=r"'train' owns its loop, so .* declare an Arm\(control=True\)"):
+        execute(plugins=(OWN_LOOP,), compare=True)
+
+
+def test_a_search_finds_the_targets_of_a_merge_and_what_it_found_is_kept(execute):
+    folder = execute("search=true", plugins=(OWN_LOOP,))
     arm = folder / "arms" / "distill" / "seed-0"
     rows = read_json(arm / "evaluation.json")["rows"]
     assert [row["subject"] for row in rows] == ["scaled-0", "scaled-1"]
@@ -114,15 +63,36 @@ def test_a_search_finds_the_targets_of_a_merge_and_what_it_found_is_kept(execute
     assert read_json(arm / "evaluation.json")["rows"] == rows
 
 
-def test_a_search_that_finds_others_when_it_is_called_again_is_refused(execute, loop):
-    text = LOOP.replace('run.remember("scales", search)', "map(float, torch.rand(2, generator=GENERATOR))")
-    loop.write_text(text.replace("@frozen(", "GENERATOR = torch.Generator()\n\n\n@frozen(", 1), encoding="utf-8")
+def test_the_search_of_a_shared_stage_is_done_once_for_all_arms(execute, variant, capsys):
+    shared = {
+        'name="train",': 'name="train", shared="arms",',
+        'name="merge",': 'name="merge", shared="arms",',
+        "def search():": "def search():\n            print('searching in', run.arm.name)",
+        "teachers=teachers": "teachers={}",
+        'run.teacher("large")': "skeleton(run)",
+    }
+    folder = execute("search=true", plugins=(variant(shared, OWN_LOOP),), compare=True)
+    assert capsys.readouterr().out.count("searching in") == 1
+    arms = [read_json(folder / "arms" / arm / "seed-0" / "evaluation.json") for arm in ("distill", "control")]
+    assert [row["metrics"] for row in arms[0]["rows"]] == [row["metrics"] for row in arms[1]["rows"]]
+
+
+@pytest.mark.parametrize("name", ['"a/b"', '"../y"', '"same"', "place"])
+def test_what_a_search_finds_has_names_that_differ_and_name_files(execute, variant, name):
+    plugin = variant({'f"scaled-{place}"': name}, OWN_LOOP)
+    with pytest.raises(PluginError, match="return Targets of different names, each a name of a file"):
+        execute("search=true", plugins=(plugin,))
+
+
+def test_a_search_that_finds_others_when_it_is_called_again_is_refused(execute, variant):
+    drawn = "map(float, torch.rand(2, generator=GENERATOR))"
+    plugin = variant({'run.remember("scales", search)': drawn}, OWN_LOOP)
+    text = plugin.read_text().replace("@frozen(", "GENERATOR = torch.Generator()\n\n\n@frozen(", 1)
+    plugin.write_text(text)
     with pytest.raises(PluginError, match=r"its search for targets found others than before: keep what the search"):
-        execute("search=true", plugins=(loop,))
+        execute("search=true", plugins=(plugin,))
 
 
 def test_a_teacher_is_asked_for_inside_a_stage_only(tmp_path):
-    from kdcore import Run
-
     with pytest.raises(PluginError, match=r"run.teacher\('large'\) is asked for outside of a stage"):
         Run(folder=tmp_path).teacher("large")

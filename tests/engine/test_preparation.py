@@ -35,6 +35,7 @@ def layers() -> StepModule:
         (["student"], ["student"]),
         (["student.*"], ["student.0", "student.1"]),
         (["student.0.0", "student.1"], ["student.0.0", "student.1"]),
+        (["student.0.*", "student.0"], ["student.0"]),
     ],
 )
 def test_the_outermost_matching_submodules_are_compiled_in_place(patterns, names):
@@ -46,7 +47,7 @@ def test_the_outermost_matching_submodules_are_compiled_in_place(patterns, names
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
-    with pytest.raises(PluginError, match=r"names 'student.9', which matches no submodule \(student, student.0"):
+    with pytest.raises(PluginError, match=r"run.compile: 'student.9' matches no submodule \(student, student.0"):
         compile_submodules(layers(), ["student.9"])
 
 

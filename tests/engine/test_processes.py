@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from kdcore.files import read_json
 
 METHODS = Path(__file__).parents[1] / "methods"
-SOFT_LABELS, TINY_BERT = METHODS / "soft_labels.py", METHODS / "tiny_bert.py"
+SOFT_LABELS, TINY_BERT, TIED_LM = (METHODS / name for name in ("soft_labels.py", "tiny_bert.py", "tied_lm.py"))
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
 ACCELERATE += ["--dynamo_backend", "no"]
@@ -94,6 +94,15 @@ def test_cut_modules_train_as_whole_ones_do(execute: Callable[..., Path], tmp_pa
     assert saved[0].keys() == saved[1].keys()
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_cut_modules_keep_their_tied_weights(execute: Callable[..., Path], tmp_path, kind):
+    alone, both = execute(f"kind={kind}", plugins=(TIED_LM,), log_every=1, out="alone"), tmp_path / "both"
+    options = ["--plugin", TIED_LM, "--no-compare", "--device", "cpu", "--out", both, "--set", "run.log_every=1"]
+    done = launch(FSDP, *options, *settings(f"kind={kind}"))
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(alone, both)
+
+
 def test_a_run_of_cut_modules_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole, stopped, plugin = tmp_path / "whole", tmp_path / "stopped", tmp_path / "stopping.py"
     text = TINY_BERT.read_text(encoding="utf-8").replace("def terms(self, models", "def terms(self, run, models")
@@ -101,9 +110,14 @@ def test_a_run_of_cut_modules_resumes_to_the_same_bits(tmp_path, monkeypatch):
         "loss(self, models", "loss(self, run, models"
     )
     stop = 'import os; assert run.step < int(os.environ.get("STOP", "99")), "stopped"'
-    plugin.write_text(text.replace("        logits =", f"        {stop}\n        logits =", 1), encoding="utf-8")
+    text = text.replace("        logits =", f"        {stop}\n        logits =", 1)
+    statistics = (
+        "model = BertForSequenceClassification(config)\n    model.dropout = nn.BatchNorm1d(32)\n    return model\n"
+    )
+    plugin.write_text(text.replace("return BertForSequenceClassification(config)\n", statistics), encoding="utf-8")
     options = ["--plugin", plugin, "--no-compare", "--device", "cpu", *settings("dropout=0.1")]
-    assert launch(FSDP, *options, "--out", whole).returncode == 0
+    first = launch(FSDP, *options, "--out", whole)
+    assert first.returncode == 0, first.stderr
     monkeypatch.setenv("STOP", "5")
     begun = launch(FSDP, *options, "--out", stopped)
     assert "AssertionError: stopped" in begun.stderr
@@ -113,13 +127,44 @@ def test_a_run_of_cut_modules_resumes_to_the_same_bits(tmp_path, monkeypatch):
     assert resumed.returncode == 0, resumed.stderr
     before, after = (read_json(stage(folder) / "done.json") for folder in (whole, stopped))
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
+    checks = [[line for line in lines(folder) if line["split"] == "validation"] for folder in (whole, stopped)]
+    assert checks[0] == checks[1]
 
 
-def test_processes_that_part_ways_through_cut_modules_are_refused(tmp_path):
-    text = TINY_BERT.read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("launcher", "old", "new", "told"),
+    [
+        (
+            FSDP,
+            "        logits =",
+            '        torch.distributed.get_rank() and models.student(batch["words"])\n        logits =',
+            "process 1 calls models.student",
+        ),
+        (
+            DDP,
+            "range(self.passes)",
+            "range(self.passes + torch.distributed.get_rank())",
+            "process 1 ends pass 2 with a loss",
+        ),
+    ],
+)
+def test_processes_that_part_ways_are_refused(tmp_path, launcher, old, new, told):
     parting = tmp_path / "parting.py"
-    twice = 'if torch.distributed.get_rank():\n            models.student(batch["words"])\n        logits ='
-    parting.write_text(text.replace("logits =", twice, 1))
-    done = launch(FSDP, "--plugin", parting, "--no-compare", "--device", "cpu", "--out", tmp_path / "run")
+    text = TINY_BERT.read_text(encoding="utf-8").replace("from attrs", "import torch\nfrom attrs", 1)
+    parting.write_text(text.replace(old, new, 1), encoding="utf-8")
+    options = ["--plugin", parting, "--no-compare", "--device", "cpu", "--out", tmp_path / "run"]
+    done = launch(launcher, *options, *settings("passes=2"))
     assert done.returncode != 0
-    assert "the processes take different ways through the modules, which FSDP cannot run" in done.stderr
+    assert "the processes take different ways through the step, and would wait for each other" in done.stderr
+    assert told in done.stderr
+
+
+def test_a_merge_waits_for_the_first_process(tmp_path, variant):
+    waits = {
+        "def merge_weights(self, target": "def merge_weights(self, run, target",
+        "yield name, tensor *": "__import__('time').sleep(0.5 * (run.rank == 0))\n            yield name, tensor *",
+        "accelerator.prepare(models.student, ": "(models.student, ",
+    }
+    plugin = variant(waits, METHODS / "own_loop.py")
+    done = launch(DDP, "--plugin", plugin, "--no-compare", "--device", "cpu", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr

@@ -1,11 +1,15 @@
+from collections import OrderedDict, defaultdict, namedtuple
+
 import pytest
 import torch
 from torch import nn
 
 from kdcore import LossTerm
 from kdcore.engine.models import Models
-from kdcore.engine.step import Passes, weighted_sum
+from kdcore.engine.step import Passes, detach_memo, weighted_sum
 from kdcore.errors import PluginError
+from kdcore.losses.topk import top_k
+from kdcore.taps import tapped
 
 MODELS = Models(nn.ModuleDict({"student": nn.Linear(2, 2)}))
 
@@ -69,3 +73,29 @@ def test_an_answer_that_is_no_list_of_terms_is_refused():
     for answer in (LossTerm("x", torch.tensor(1.0)), [torch.tensor(1.0)], torch.tensor(1.0)):
         with pytest.raises(PluginError, match="student_loss of plugin a"):
             Passes(["a"], lambda plugin, models, answer=answer: answer).next(MODELS)
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+def test_what_a_pass_leaves_in_the_memo_keeps_its_kind_and_loses_its_graph():
+    live = torch.ones(2, 3, requires_grad=True) * 2
+    net = nn.Sequential(nn.Linear(3, 3))
+    with tapped(net, "0") as taps:
+        net(live)
+    memo = {
+        "tensor": live,
+        "nested": {"list": [live, 1], "tuple": (live, None)},
+        "named": Pair(live, "text"),
+        "ordered": OrderedDict(a=live),
+        "default": defaultdict(list, a=[live]),
+        "taps": taps,
+        "top": top_k(live, 2),
+    }
+    detach_memo(memo)
+    found = [memo["tensor"], memo["nested"]["list"][0], memo["nested"]["tuple"][0], memo["named"].left]
+    found += [memo["ordered"]["a"], memo["default"]["a"][0], memo["taps"]["0"], *memo["top"][1:3]]
+    assert not any(tensor.requires_grad for tensor in found)
+    assert memo["named"].right == "text"
+    assert memo["default"]["new"] == []
+    assert live.requires_grad

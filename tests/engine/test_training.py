@@ -78,6 +78,17 @@ def test_patience_stops_the_method_and_binds_the_control(execute):
     assert done(folder, "control")["steps"] == steps
 
 
+def test_the_control_has_the_methods_rates_where_patience_ended_it_early(execute):
+    settings = ("steps=200", "evaluate_every=2", "patience=3")
+    folder = execute(*settings, compare=True, log_every=1)
+    rates = [
+        [line["learning_rate"] for line in lines(folder, arm) if line["split"] == "train"]
+        for arm in ("distill", "control")
+    ]
+    assert len(rates[0]) < 200
+    assert rates[0] == rates[1]
+
+
 def test_the_best_weights_are_kept(execute):
     folder = execute("steps=40", "evaluate_every=4")
     checks = {line["step"]: line["metrics"]["accuracy"] for line in lines(folder) if line["split"] == "validation"}
