@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcore.losses.positions import at_least_float32
+from kdcore.losses.positions import at_least_float32, check_positions
 from kdcore.losses.topk import TopK, log_sum_exp, with_rest
 from kdcore.losses.vocabulary import SharedTokens
 
@@ -30,14 +30,14 @@ def log_probabilities(
         raise ValueError(f"temperature must be above 0, not {temperature}")
     scaled = _scaled(student, temperature)
     if isinstance(teacher, TopK):
-        _check_positions(student, teacher.indices)
+        check_positions(student, teacher.indices)
         if teacher.temperature != temperature:
             raise ValueError(
                 f"the teacher's top k was taken at temperature {teacher.temperature}, not {temperature}; "
                 "use the temperature of its store, or store it at yours"
             )
         return _from_top_k(scaled, teacher, vocabulary)
-    _check_positions(student, teacher)
+    check_positions(student, teacher)
     if isinstance(vocabulary, SharedTokens):
         positions = student.shape[:-1]
         of_teacher = with_rest(_scaled(teacher, temperature), vocabulary.teacher.expand(*positions, -1))
@@ -76,11 +76,3 @@ def _from_top_k(student: Tensor, teacher: TopK, vocabulary: Vocabulary) -> tuple
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     logits = at_least_float32(logits)
     return logits if temperature == 1 else logits / temperature
-
-
-def _check_positions(student: Tensor, teacher: Tensor) -> None:
-    if student.shape[:-1] != teacher.shape[:-1]:
-        raise ValueError(
-            f"student and teacher must have the same positions, not {tuple(student.shape[:-1])} "
-            f"and {tuple(teacher.shape[:-1])}"
-        )

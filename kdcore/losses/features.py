@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Literal, ParamSpec
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kdcore.losses.positions import Reduction, at_least_float32, check_mask, reduce_positions
 
 __all__ = [
     "Projector",
@@ -35,7 +37,6 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-Reduction = Literal["mean", "sum"]
 
 
 def _without_autocast(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -59,13 +60,13 @@ def feature_mse(
     :param student: (..., d), float.
     :param teacher: (..., d), float, the same shape.
     :param mask: (...), bool; the positions that count. None: all.
-    :param reduction: ``"mean"`` over the positions, or ``"sum"`` for a term with ``per``.
+    :param reduction: ``"mean"`` over the positions, ``"sum"`` for a term with ``per``, or ``"none"``, (...).
     :raises ValueError: the shapes differ.
 
     Source: Jiao et al. 2020, "TinyBERT", arXiv 1909.10351, equations 7 to 9.
     """
     student, teacher = _alike(student, teacher, mask)
-    return _reduced((student - teacher).square().mean(-1), mask, reduction)
+    return reduce_positions((student - teacher).square().mean(-1), mask, reduction)
 
 
 @_without_autocast
@@ -77,13 +78,13 @@ def cosine_distance(
     :param student: (..., d), float.
     :param teacher: (..., d), float, the same shape.
     :param mask: (...), bool; the positions that count. None: all.
-    :param reduction: ``"mean"`` over the positions, or ``"sum"`` for a term with ``per``.
+    :param reduction: ``"mean"`` over the positions, ``"sum"`` for a term with ``per``, or ``"none"``, (...).
     :raises ValueError: the shapes differ.
 
     Source: Sanh et al. 2019, "DistilBERT", arXiv 1910.01108, section 3, the cosine embedding loss.
     """
     student, teacher = _alike(student, teacher, mask)
-    return _reduced(1 - (_unit(student) * _unit(teacher)).sum(-1), mask, reduction)
+    return reduce_positions(1 - (_unit(student) * _unit(teacher)).sum(-1), mask, reduction)
 
 
 class Projector(nn.Module):
@@ -125,7 +126,7 @@ def hint(
     :param teacher: (..., d_teacher), or maps (b, c_teacher, h, w).
     :param projector: the learned map; the only part that runs under autocast.
     :param mask: (...), or (b, h, w) for maps, bool; the positions that count. None: all.
-    :param reduction: ``"mean"`` over the positions, or ``"sum"`` for a term with ``per``.
+    :param reduction: ``"mean"`` over the positions, ``"sum"`` for a term with ``per``, or ``"none"``, (...).
     :raises ValueError: the shapes differ after the projection.
 
     Source: Romero et al. 2015, "FitNets", arXiv 1412.6550, equation 3.
@@ -152,7 +153,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
         raise ValueError(f"maps are (b, c, h, w) of the same images, not {_shapes(student, teacher)}")
-    ours, theirs = (_wide(maps).square().sum(1, keepdim=True) for maps in (student, teacher))
+    ours, theirs = (at_least_float32(maps).square().sum(1, keepdim=True) for maps in (student, teacher))
     if ours.shape != theirs.shape:
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False, antialias=True)
     return (_unit(ours.flatten(1)) - _unit(theirs.flatten(1))).square().mean()
@@ -260,13 +261,13 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _alike(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both in at least float32, with 0 where the mask leaves a position out."""
+    """The positions that count of both, (n, d) each where there is a mask, in at least float32."""
     if student.shape != teacher.shape:
         raise ValueError(f"features must have the same shape, not {_shapes(student, teacher)}")
     if mask is None:
-        return _wide(student), _wide(teacher)
-    left_out = ~_checked(mask, student).unsqueeze(-1)
-    return _wide(student).masked_fill(left_out, 0), _wide(teacher).masked_fill(left_out, 0)
+        return at_least_float32(student), at_least_float32(teacher)
+    check_mask(mask, student.shape[:-1])
+    return at_least_float32(student[mask]), at_least_float32(teacher[mask])
 
 
 def _rows(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -274,31 +275,10 @@ def _rows(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor
     if student.shape[:-1] != teacher.shape[:-1] or student.dim() < 2:
         raise ValueError(f"features must be of the same rows, (..., d), not {_shapes(student, teacher)}")
     if mask is None:
-        return _wide(student).flatten(0, -2), _wide(teacher).flatten(0, -2)
-    kept = _checked(mask, student)
-    return _wide(student)[kept], _wide(teacher)[kept]
-
-
-def _checked(mask: Tensor, features: Tensor) -> Tensor:
-    if mask.dtype != torch.bool or mask.shape != features.shape[:-1]:
-        raise ValueError(
-            f"a mask is bool of the shape {tuple(features.shape[:-1])}, not {mask.dtype} {tuple(mask.shape)}"
-        )
-    return mask
-
-
-def _reduced(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is 'mean' or 'sum', not {reduction!r}")
-    total = values.sum() if mask is None else values.masked_fill(~mask, 0).sum()
-    if reduction == "sum":
-        return total
-    return total / (max(values.numel(), 1) if mask is None else mask.sum().clamp(min=1))
+        return at_least_float32(student).flatten(0, -2), at_least_float32(teacher).flatten(0, -2)
+    check_mask(mask, student.shape[:-1])
+    return at_least_float32(student[mask]), at_least_float32(teacher[mask])
 
 
 def _shapes(student: Tensor, teacher: Tensor) -> str:
     return f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-
-
-def _wide(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

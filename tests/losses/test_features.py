@@ -141,6 +141,10 @@ def test_sums_over_micro_batches_add_up(loss: Loss) -> None:
     total = sum(loss(student[i::2], teacher[i::2], mask[i::2], reduction="sum") for i in range(2))
     torch.testing.assert_close(total / mask.sum(), loss(student, teacher, mask))
     torch.testing.assert_close(loss(student, teacher, reduction="sum") / 12, loss(student, teacher))
+    each = loss(student, teacher, mask, reduction="none")
+    assert each.shape == mask.shape
+    assert each[~mask].eq(0).all()
+    torch.testing.assert_close(each.sum(), loss(student, teacher, mask, reduction="sum"))
 
 
 @pytest.mark.parametrize("loss", [*MASKED, attention_transfer])
@@ -301,17 +305,17 @@ def test_a_hint_trains_student_and_projector_under_autocast() -> None:
 def test_other_shapes_are_refused_instead_of_broadcast(loss: Loss) -> None:
     with pytest.raises(ValueError, match=r"not \(4, 5\) and \(1, 5\)"):
         loss(torch.ones(4, 5), torch.ones(1, 5))
-    with pytest.raises(ValueError, match=r"a mask is bool of the shape \(4,\), not torch.int64 \(4,\)"):
+    with pytest.raises(ValueError, match=r"mask must be bool of the shape \(4,\), not torch.int64 of the shape \(4,\)"):
         loss(torch.ones(4, 5), torch.ones(4, 5), torch.ones(4, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"not torch.bool \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"not torch.bool of the shape \(4, 1\)"):
         loss(torch.ones(4, 5), torch.ones(4, 5), torch.ones(4, 1, dtype=torch.bool))
 
 
 def test_other_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"maps are \(b, c, h, w\)"):
         attention_transfer(torch.ones(2, 3, 4), torch.ones(2, 3, 4))
-    with pytest.raises(ValueError, match="reduction is 'mean' or 'sum', not 'none'"):
-        feature_mse(torch.ones(2, 3), torch.ones(2, 3), reduction="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reduction must be 'none', 'sum' or 'mean', not 'batchmean'"):
+        feature_mse(torch.ones(2, 3), torch.ones(2, 3), reduction="batchmean")  # type: ignore[arg-type]
 
 
 @pytest.mark.cuda
