@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdcore.losses.positions import at_least_float32
+from kdcore.losses.positions import scaled
 
 __all__ = ["TopK", "log_sum_exp", "student_mass", "top_k", "with_rest"]
 
@@ -55,14 +55,14 @@ def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     :param logits: (..., vocabulary), any float dtype; computed in float32, float64 stays float64.
     :param k: at most the size of the vocabulary.
     :param temperature: divides the logits.
-    :raises ValueError: k is larger than the vocabulary.
+    :raises ValueError: k is larger than the vocabulary, or the temperature not above 0.
     """
     size = logits.shape[-1]
     if not 0 < k <= size:
         raise ValueError(f"top-k: k = {k} of a vocabulary of {size}; lower k")
-    scaled = at_least_float32(logits) / temperature
-    indices = scaled.topk(k, dim=-1).indices
-    events = with_rest(scaled, indices)
+    divided = scaled(logits, temperature)
+    indices = divided.topk(k, dim=-1).indices
+    events = with_rest(divided, indices)
     return TopK(indices, events[..., :-1], events[..., -1], temperature)
 
 
@@ -93,7 +93,7 @@ def student_mass(student: Tensor, teacher: TopK) -> Tensor:
     :return: (...), between 0 and 1.
     """
     with torch.no_grad():
-        events = with_rest(at_least_float32(student) / teacher.temperature, teacher.indices)
+        events = with_rest(scaled(student, teacher.temperature), teacher.indices)
         return events[..., :-1].exp().sum(-1)
 
 

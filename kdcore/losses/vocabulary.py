@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.errors import InputError
-from kdcore.losses.positions import Reduction, at_least_float32, check_mask, check_positions, reduce_positions
+from kdcore.losses.positions import Reduction, check_mask, check_positions, reduce_positions, scaled
 from kdcore.losses.token_text import texts
 
 __all__ = ["SharedTokens", "Tokenizer", "same_vocabulary", "shared_tokens", "sorted_distance", "vocabulary_hash"]
@@ -119,7 +119,7 @@ def sorted_distance(
 
     :param student: logits, (..., student's vocabulary).
     :param teacher: logits of the matching positions, (..., teacher's vocabulary).
-    :raises ValueError: the positions differ.
+    :raises ValueError: the positions differ, or the temperature is not above 0.
 
     Source: Boizard et al. 2024, "Universal Logit Distillation", arXiv 2402.12030.
     """
@@ -130,7 +130,7 @@ def sorted_distance(
     size = max(student.shape[-1], teacher.shape[-1])
     q, p = (
         F.pad(
-            (at_least_float32(logits) / temperature).softmax(-1).sort(descending=True).values,
+            scaled(logits, temperature).softmax(-1).sort(descending=True).values,
             (0, size - logits.shape[-1]),
         )
         for logits in (student, teacher)

@@ -290,6 +290,7 @@ def test_differences_of_tiny_probabilities_survive_float32(name):
     [
         ("the same positions", {"teacher": torch.zeros(1, 5)}),
         ("temperature must be above 0", {"temperature": 0.0}),
+        ("temperature must be above 0 and finite, not inf", {"temperature": INFINITY}),
         ("vocabulary = 6, but the student has 5 logits and the teacher 5", {"vocabulary": 6}),
         ("reduction must be", {"reduction": "batchmean"}),
         ("mask must be bool", {"mask": torch.ones(2)}),

@@ -67,6 +67,12 @@ def test_k_must_fit(k):
         top_k(torch.zeros(3), k)
 
 
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, INFINITY, float("nan")])
+def test_no_temperature_at_or_below_zero(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be above 0 and finite, not {temperature}"):
+        top_k(torch.zeros(3), 2, temperature)
+
+
 @every
 def test_equals_the_divergence_of_the_events(divergence):
     student, teacher = logits(2, 3, 20), logits(2, 3, 20, seed=1)
