@@ -1,8 +1,8 @@
 """Losses between hidden features of a teacher and a student: functions of tensors.
 
-Features are computed in float32 with autocast off; float64 stays float64. Gradients flow into whatever requires them,
-so detach a teacher's features before. What a ``mask`` leaves out counts for nothing, even where it is NaN. Where
-nothing is left the loss is constant, and where features are equal or zero its gradient is finite.
+Features are computed in float32 with autocast off, or in float64 where one of the two is. Gradients flow into whatever
+requires them, so detach a teacher's features before. What a ``mask`` leaves out counts for nothing, even where it is
+NaN. Where nothing is left the loss is constant, and where features are equal or zero its gradient is finite.
 
 | loss | student and teacher may differ in width | compares |
 |---|---|---|
@@ -106,7 +106,7 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of the teacher's width, in the module's dtype or that of autocast."""
-        projected: Tensor = self.project(features)
+        projected: Tensor = self.project(features.to(self.project.weight.dtype))
         return projected
 
 
@@ -153,7 +153,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
         raise ValueError(f"maps are (b, c, h, w) of the same images, not {_shapes(student, teacher)}")
-    ours, theirs = (at_least_float32(maps).square().sum(1, keepdim=True) for maps in (student, teacher))
+    ours, theirs = (maps.square().sum(1, keepdim=True) for maps in _in_one_dtype(student, teacher))
     if ours.shape != theirs.shape:
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False, antialias=True)
     return (_unit(ours.flatten(1)) - _unit(theirs.flatten(1))).square().mean()
@@ -264,20 +264,28 @@ def _alike(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tenso
     """The positions that count of both, (n, d) each where there is a mask, in at least float32."""
     if student.shape != teacher.shape:
         raise ValueError(f"features must have the same shape, not {_shapes(student, teacher)}")
-    if mask is None:
-        return at_least_float32(student), at_least_float32(teacher)
-    check_mask(mask, student.shape[:-1])
-    return at_least_float32(student[mask]), at_least_float32(teacher[mask])
+    return _in_one_dtype(*_that_count(student, teacher, mask))
 
 
 def _rows(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The rows that count of both, (n, d) each, in at least float32."""
     if student.shape[:-1] != teacher.shape[:-1] or student.dim() < 2:
         raise ValueError(f"features must be of the same rows, (..., d), not {_shapes(student, teacher)}")
+    student, teacher = _in_one_dtype(*_that_count(student, teacher, mask))
+    return student.flatten(0, -2), teacher.flatten(0, -2)
+
+
+def _that_count(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if mask is None:
-        return at_least_float32(student).flatten(0, -2), at_least_float32(teacher).flatten(0, -2)
+        return student, teacher
     check_mask(mask, student.shape[:-1])
-    return at_least_float32(student[mask]), at_least_float32(teacher[mask])
+    return student[mask], teacher[mask]
+
+
+def _in_one_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes, at least float32."""
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    return at_least_float32(student.to(dtype)), at_least_float32(teacher.to(dtype))
 
 
 def _shapes(student: Tensor, teacher: Tensor) -> str:

@@ -159,6 +159,39 @@ def test_half_precision_is_computed_in_float32_under_autocast(loss: Loss, dtype:
     torch.testing.assert_close(value.double(), loss(student.double(), teacher.double()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [*MASKED, attention_transfer])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"), [(torch.float32, torch.float64), (torch.float64, torch.float16)], ids=str
+)
+def test_two_dtypes_are_computed_in_the_wider(
+    loss: Loss, masked: bool, of_student: torch.dtype, of_teacher: torch.dtype
+) -> None:
+    student, teacher = pair(loss, 6, seed=13)
+    student, teacher = student.to(of_student).requires_grad_(), teacher.to(of_teacher)
+    arguments = [torch.tensor([True, True, False, True, True, True])] if masked else []
+    if loss is attention_transfer:
+        student, teacher, arguments = student.view(1, 6, 5, 1), teacher[..., :5].reshape(1, 6, 5, 1), []
+    value = loss(student, teacher, *arguments)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, loss(student.double(), teacher.double(), *arguments))
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.dtype == of_student
+
+
+@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_hint_of_features_of_another_dtype_than_the_projector(maps: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(14)
+    projector = Projector(5, 7, maps=maps)
+    student, teacher = pair(hint, 2, 3, 4, seed=14, dtype=dtype)
+    if maps:
+        student, teacher = student.movedim(-1, 1), teacher.movedim(-1, 1)
+    value = hint(student, teacher, projector)
+    exact = hint(student.double(), teacher.double(), projector.double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("loss", MASKED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["zeros", "equal", "two equal", "copy", "one row", "nothing"])
