@@ -175,8 +175,8 @@ def alpha_divergence(
 
     The gradient is ``-1/alpha sum q min((p / q)^alpha, clip) grad log q``, not that of the clipped value, and there is
     none for the teacher; see `kdcore.losses.formulas.alpha_divergence`. alpha 1 is `forward_kl` and alpha 0
-    `reverse_kl`, both unclipped. AlphaNet's adaptive loss takes, position by position, the greater of two
-    (``reduction="none"``, `torch.maximum`), with alpha -1 and 1 and clip 5.
+    `reverse_kl`, both unclipped (AlphaNet's code clips at 0 too). Its adaptive loss takes, position by position, the
+    greater of two (``reduction="none"``, `torch.maximum`), with alpha -1 and 1 and clip 5.
 
     :param alpha: any number.
     :param clip: the greatest ratio, above 0; infinity does not clip.

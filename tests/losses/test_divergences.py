@@ -184,11 +184,18 @@ def test_excluded_tokens(excluding, name):
         torch.testing.assert_close(exact, limit)
 
 
-def test_what_is_infinite_is_not_hidden():
-    student, teacher = logits(1, 4), logits(1, 4, seed=1)
-    student[0, 0] = -INFINITY
-    assert forward_kl(student, teacher).item() == INFINITY
-    assert reverse_kl(teacher, student).item() == INFINITY
+@pytest.mark.parametrize(("excluding", "name"), [(model, name) for model in FINITE for name in DIVERGENCES])
+def test_what_is_infinite_is_not_hidden(excluding, name):
+    student, teacher = logits(2, 4), logits(2, 4, seed=1)
+    if excluding != "teacher":
+        student[0, 0] = -INFINITY
+    if excluding != "student":
+        teacher[0, 0] = -INFINITY
+    student.requires_grad_()
+    values = DIVERGENCES[name](student, teacher, reduction="none")
+    assert values[0].isfinite() if name in FINITE[excluding] else values[0] == INFINITY
+    torch.testing.assert_close(values[1:], DIVERGENCES[name](student[1:], teacher[1:], reduction="none"))
+    assert torch.autograd.grad(values.sum(), student)[0][1].isfinite().all()
 
 
 @every
@@ -268,6 +275,13 @@ def test_clipped_alpha_divergence_is_that_of_alphanet(power):
         exact = [-(weight - sum(weights) * b) / power for weight, b in zip(weights, q)]
         assert gradient[row].tolist() == pytest.approx(exact, rel=1e-10, abs=1e-14)
     assert clipped > 0
+
+
+def test_alpha_divergence_up_to_the_end_of_float32():
+    student, teacher = torch.tensor([[0.0, -20.0]], requires_grad=True), torch.tensor([[-87.0, 0.0]])
+    value = alpha_divergence(student, teacher, alpha=-1.0, clip=INFINITY)
+    assert value.item() == pytest.approx(math.exp(87) / 2, rel=1e-4)
+    assert torch.autograd.grad(value, student)[0].isfinite().all()
 
 
 def test_clipping_tames_what_would_be_infinite():
