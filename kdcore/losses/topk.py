@@ -19,7 +19,8 @@ class TopK(NamedTuple):
     """The k most probable tokens of each position, and the rest as one.
 
     The divergences of `kdcore.losses.divergences` take it in the place of a teacher's logits: exact for the kept
-    tokens, with all others as one event.
+    tokens, with all others as one event. How many others there are it does not know: give a divergence the number of
+    real tokens (``vocabulary=``) where the student's logits are padded, and cut a teacher's padding before `top_k`.
 
     :ivar indices: token ids, (..., k), int64, the most probable first.
     :ivar log_probabilities: of these tokens at ``temperature``, (..., k), float.
@@ -52,7 +53,8 @@ class TopK(NamedTuple):
 def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     """Keep the k most probable tokens of each position.
 
-    :param logits: (..., vocabulary), any float dtype; computed in float32, float64 stays float64.
+    :param logits: (..., vocabulary), any float dtype; computed in float32, float64 stays float64. Padding counts as
+        other tokens: cut it off before, ``logits[..., :size]``.
     :param k: at most the size of the vocabulary.
     :param temperature: divides the logits.
     :raises ValueError: k is larger than the vocabulary, or the temperature not above 0.
@@ -88,7 +90,7 @@ def student_mass(student: Tensor, teacher: TopK) -> Tensor:
 
     Where it stays low, the kept tokens say little about the student, and the events beside them much: raise k.
 
-    :param student: logits, (..., vocabulary).
+    :param student: logits, (..., vocabulary), without padding.
     :param teacher: of the same positions; its temperature is applied to the student.
     :return: (...), between 0 and 1.
     """

@@ -221,7 +221,7 @@ def test_kl_of_torch():
 @pytest.mark.parametrize("name", [name for name in DIVERGENCES if name != "total_variation"])
 @pytest.mark.parametrize("size", [10, 1000])
 def test_nearly_equal_models_in_float32(name, size):
-    """The value drowns in what rounding the logarithms leaves, as documented; the gradient does not."""
+    """Rounded logarithms leave the value as little precision as documented, but not the gradient."""
     heat = 10.0
     student, teacher = logits(20, size, scale=1e-3).requires_grad_(), logits(20, size, seed=1, scale=1e-3)
     exact, single = (

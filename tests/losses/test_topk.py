@@ -93,6 +93,23 @@ def test_the_whole_vocabulary_is_the_full_divergence(divergence, temperature):
 
 
 @every
+def test_a_padded_student_is_cut_to_the_real_tokens(divergence):
+    student, teacher = logits(4, 26), logits(4, 20, seed=1)
+    torch.testing.assert_close(divergence(student, top_k(teacher, 20), vocabulary=20), divergence(student, teacher))
+    coarser = divergence(student, top_k(teacher, 5), vocabulary=20, reduction="none")
+    torch.testing.assert_close(coarser, divergence(student[..., :20], top_k(teacher, 5), reduction="none"))
+    assert (coarser <= divergence(student, teacher, reduction="none") + 1e-12).all()
+
+
+@every
+def test_padding_that_is_not_cut_counts_as_other_tokens(divergence):
+    student, kept = logits(4, 26), top_k(logits(4, 20, seed=1), 5)
+    exact = divergence(coarse(student, kept.indices), torch.cat([kept.log_probabilities, kept.log_rest[:, None]], -1))
+    torch.testing.assert_close(divergence(student, kept), exact)
+    assert not torch.isclose(divergence(student, kept), divergence(student, kept, vocabulary=20))
+
+
+@every
 def test_fewer_events_never_diverge_more(divergence):
     student, teacher = logits(50, 20), logits(50, 20, seed=1)
     values = [divergence(student, top_k(teacher, k), reduction="none") for k in (1, 3, 10, 19)]
