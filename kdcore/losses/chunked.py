@@ -137,7 +137,9 @@ class _Chunked(torch.autograd.Function):
                         value = loss(leaf, _part(teacher, some))
                     total += value.detach()
                     if value.requires_grad:
-                        logits[some] = torch.autograd.grad(value, leaf)[0]
+                        logits[some] = torch.autograd.grad(value, leaf, materialize_grads=True)[0]
+                    elif leaf.requires_grad:
+                        logits[some] = 0
                 if hidden_grad is not None:
                     torch.mm(logits, head, out=hidden_grad[chosen])
                 if weight_grad is not None and weight.dtype == accurate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcore.losses.positions import at_least_float32
+from kdcore.losses.positions import at_least_float32, check_positions, scaled
 from kdcore.losses.topk import TopK, log_sum_exp, with_rest
 from kdcore.losses.vocabulary import SharedTokens
 
@@ -26,24 +26,22 @@ def log_probabilities(
     :return: teacher and student, (..., events) each. The events are the tokens, or those kept and the rest.
     :raises ValueError: the shapes, temperatures or sizes do not fit.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
-    scaled = _scaled(student, temperature)
+    of_student = scaled(student, temperature)
     if isinstance(teacher, TopK):
-        _check_positions(student, teacher.indices)
+        check_positions(student, teacher.indices)
         if teacher.temperature != temperature:
             raise ValueError(
                 f"the teacher's top k was taken at temperature {teacher.temperature}, not {temperature}; "
                 "use the temperature of its store, or store it at yours"
             )
-        return _from_top_k(scaled, teacher, vocabulary)
-    _check_positions(student, teacher)
+        return _from_top_k(of_student, teacher, vocabulary)
+    check_positions(student, teacher)
     if isinstance(vocabulary, SharedTokens):
         positions = student.shape[:-1]
-        of_teacher = with_rest(_scaled(teacher, temperature), vocabulary.teacher.expand(*positions, -1))
-        return of_teacher, with_rest(scaled, vocabulary.student.expand(*positions, -1))
+        of_teacher = with_rest(scaled(teacher, temperature), vocabulary.teacher.expand(*positions, -1))
+        return of_teacher, with_rest(of_student, vocabulary.student.expand(*positions, -1))
     size = common_size(student.shape[-1], teacher.shape[-1], vocabulary)
-    return _scaled(teacher[..., :size], temperature).log_softmax(-1), scaled[..., :size].log_softmax(-1)
+    return scaled(teacher[..., :size], temperature).log_softmax(-1), of_student[..., :size].log_softmax(-1)
 
 
 def common_size(student: int, teacher: int, vocabulary: int | None) -> int:
@@ -71,16 +69,3 @@ def _from_top_k(student: Tensor, teacher: TopK, vocabulary: Vocabulary) -> tuple
         size = common_size(size, size, vocabulary)
         kept = kept.masked_fill(indices >= size, float("-inf"))
     return torch.cat([kept, rest], -1).log_softmax(-1), with_rest(student[..., :size], indices)
-
-
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    logits = at_least_float32(logits)
-    return logits if temperature == 1 else logits / temperature
-
-
-def _check_positions(student: Tensor, teacher: Tensor) -> None:
-    if student.shape[:-1] != teacher.shape[:-1]:
-        raise ValueError(
-            f"student and teacher must have the same positions, not {tuple(student.shape[:-1])} "
-            f"and {tuple(teacher.shape[:-1])}"
-        )

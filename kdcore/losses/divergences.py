@@ -6,16 +6,20 @@ p is the teacher's distribution, q the student's:
 - **student**: logits, (..., vocabulary), of any float dtype. Half precision is computed in float32, with and without
   autocast; float64 stays float64.
 - **teacher**: logits, (..., vocabulary), or a `TopK` of the same positions. Then the events are the k tokens and all
-  others as one, renormalised over k + 1. A divergence of such coarser events is at most the full one, and equal to it
-  where k is the whole vocabulary. Gradients flow into whatever requires them, so detach a teacher that is live.
+  others as one, renormalised over k + 1. A divergence of such coarser events is at most that of the same two
+  distributions over all tokens, and equal to it where k is all of them. A `TopK` does not know how large its
+  vocabulary is: where a model has padding, see ``vocabulary``. Gradients flow into whatever requires them, so detach a
+  teacher that is live.
 - **temperature** divides both models' logits, and the divergence is multiplied by its square, so that the size of the
   gradients hardly depends on it (Hinton et al. 2015, arXiv 1503.02531, section 2). A `TopK` must be of the same.
 - **mask**: which positions count, (...), bool; what lies at the others, NaN included, has no influence.
 - **reduction**: ``"mean"`` over the positions that count (0, with a gradient of 0, where there are none), ``"sum"``,
   or ``"none"``, (...), 0 at masked positions. Divergences of events are always summed over the events.
 - **vocabulary**: how many of the first logits are real tokens. Both models are cut to it before the softmax, by default
-  to the smaller of two sizes that differ by padding. Tokens of a `TopK` beyond it are dropped, and what remains is
-  renormalised. `SharedTokens` of two different vocabularies restrict both to these and one event for all others.
+  to the smaller of two sizes that differ by padding. With a `TopK` only the student is cut, by default not at all, so
+  that without ``vocabulary`` its padding counts as other tokens. Tokens of a `TopK` beyond it are dropped, and what
+  remains is renormalised; a teacher's padding within the rest stays there. `SharedTokens` of two different vocabularies
+  restrict both to these and one event for all others.
 
 Bad arguments raise ValueError. The formulas themselves, of log-probabilities, are in `kdcore.losses.formulas`; without
 ever holding all logits they are computed by `kdcore.losses.chunked.chunked_divergence`.
@@ -175,8 +179,8 @@ def alpha_divergence(
 
     The gradient is ``-1/alpha sum q min((p / q)^alpha, clip) grad log q``, not that of the clipped value, and there is
     none for the teacher; see `kdcore.losses.formulas.alpha_divergence`. alpha 1 is `forward_kl` and alpha 0
-    `reverse_kl`, both unclipped. AlphaNet's adaptive loss takes, position by position, the greater of two
-    (``reduction="none"``, `torch.maximum`), with alpha -1 and 1 and clip 5.
+    `reverse_kl`, both unclipped (AlphaNet's code clips at 0 too). Its adaptive loss takes, position by position, the
+    greater of two (``reduction="none"``, `torch.maximum`), with alpha -1 and 1 and clip 5.
 
     :param alpha: any number.
     :param clip: the greatest ratio, above 0; infinity does not clip.

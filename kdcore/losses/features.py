@@ -1,8 +1,8 @@
 """Losses between hidden features of a teacher and a student: functions of tensors.
 
-Features are computed in float32 with autocast off; float64 stays float64. Gradients flow into whatever requires them,
-so detach a teacher's features before. What a ``mask`` leaves out counts for nothing, even where it is NaN. Where
-nothing is left the loss is constant, and where features are equal or zero its gradient is finite.
+Features are computed in float32 with autocast off, or in float64 where one of the two is. Gradients flow into whatever
+requires them, so detach a teacher's features before. What a ``mask`` leaves out counts for nothing, even where it is
+NaN. Where nothing is left the loss is constant, and where features are equal or zero its gradient is finite.
 
 | loss | student and teacher may differ in width | compares |
 |---|---|---|
@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Literal, ParamSpec
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kdcore.losses.positions import Reduction, at_least_float32, check_mask, reduce_positions
 
 __all__ = [
     "Projector",
@@ -35,7 +37,6 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-Reduction = Literal["mean", "sum"]
 
 
 def _without_autocast(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -59,13 +60,13 @@ def feature_mse(
     :param student: (..., d), float.
     :param teacher: (..., d), float, the same shape.
     :param mask: (...), bool; the positions that count. None: all.
-    :param reduction: ``"mean"`` over the positions, or ``"sum"`` for a term with ``per``.
+    :param reduction: ``"mean"`` over the positions, ``"sum"`` for a term with ``per``, or ``"none"``, (...).
     :raises ValueError: the shapes differ.
 
     Source: Jiao et al. 2020, "TinyBERT", arXiv 1909.10351, equations 7 to 9.
     """
     student, teacher = _alike(student, teacher, mask)
-    return _reduced((student - teacher).square().mean(-1), mask, reduction)
+    return reduce_positions((student - teacher).square().mean(-1), mask, reduction)
 
 
 @_without_autocast
@@ -77,13 +78,13 @@ def cosine_distance(
     :param student: (..., d), float.
     :param teacher: (..., d), float, the same shape.
     :param mask: (...), bool; the positions that count. None: all.
-    :param reduction: ``"mean"`` over the positions, or ``"sum"`` for a term with ``per``.
+    :param reduction: ``"mean"`` over the positions, ``"sum"`` for a term with ``per``, or ``"none"``, (...).
     :raises ValueError: the shapes differ.
 
     Source: Sanh et al. 2019, "DistilBERT", arXiv 1910.01108, section 3, the cosine embedding loss.
     """
     student, teacher = _alike(student, teacher, mask)
-    return _reduced(1 - (_unit(student) * _unit(teacher)).sum(-1), mask, reduction)
+    return reduce_positions(1 - (_unit(student) * _unit(teacher)).sum(-1), mask, reduction)
 
 
 class Projector(nn.Module):
@@ -105,7 +106,7 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of the teacher's width, in the module's dtype or that of autocast."""
-        projected: Tensor = self.project(features)
+        projected: Tensor = self.project(features.to(self.project.weight.dtype))
         return projected
 
 
@@ -125,7 +126,7 @@ def hint(
     :param teacher: (..., d_teacher), or maps (b, c_teacher, h, w).
     :param projector: the learned map; the only part that runs under autocast.
     :param mask: (...), or (b, h, w) for maps, bool; the positions that count. None: all.
-    :param reduction: ``"mean"`` over the positions, or ``"sum"`` for a term with ``per``.
+    :param reduction: ``"mean"`` over the positions, ``"sum"`` for a term with ``per``, or ``"none"``, (...).
     :raises ValueError: the shapes differ after the projection.
 
     Source: Romero et al. 2015, "FitNets", arXiv 1412.6550, equation 3.
@@ -152,7 +153,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
         raise ValueError(f"maps are (b, c, h, w) of the same images, not {_shapes(student, teacher)}")
-    ours, theirs = (_wide(maps).square().sum(1, keepdim=True) for maps in (student, teacher))
+    ours, theirs = (maps.square().sum(1, keepdim=True) for maps in _in_one_dtype(student, teacher))
     if ours.shape != theirs.shape:
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False, antialias=True)
     return (_unit(ours.flatten(1)) - _unit(theirs.flatten(1))).square().mean()
@@ -260,45 +261,32 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _alike(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both in at least float32, with 0 where the mask leaves a position out."""
+    """The positions that count of both, (n, d) each where there is a mask, in at least float32."""
     if student.shape != teacher.shape:
         raise ValueError(f"features must have the same shape, not {_shapes(student, teacher)}")
-    if mask is None:
-        return _wide(student), _wide(teacher)
-    left_out = ~_checked(mask, student).unsqueeze(-1)
-    return _wide(student).masked_fill(left_out, 0), _wide(teacher).masked_fill(left_out, 0)
+    return _in_one_dtype(*_that_count(student, teacher, mask))
 
 
 def _rows(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The rows that count of both, (n, d) each, in at least float32."""
     if student.shape[:-1] != teacher.shape[:-1] or student.dim() < 2:
         raise ValueError(f"features must be of the same rows, (..., d), not {_shapes(student, teacher)}")
+    student, teacher = _in_one_dtype(*_that_count(student, teacher, mask))
+    return student.flatten(0, -2), teacher.flatten(0, -2)
+
+
+def _that_count(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if mask is None:
-        return _wide(student).flatten(0, -2), _wide(teacher).flatten(0, -2)
-    kept = _checked(mask, student)
-    return _wide(student)[kept], _wide(teacher)[kept]
+        return student, teacher
+    check_mask(mask, student.shape[:-1])
+    return student[mask], teacher[mask]
 
 
-def _checked(mask: Tensor, features: Tensor) -> Tensor:
-    if mask.dtype != torch.bool or mask.shape != features.shape[:-1]:
-        raise ValueError(
-            f"a mask is bool of the shape {tuple(features.shape[:-1])}, not {mask.dtype} {tuple(mask.shape)}"
-        )
-    return mask
-
-
-def _reduced(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is 'mean' or 'sum', not {reduction!r}")
-    total = values.sum() if mask is None else values.masked_fill(~mask, 0).sum()
-    if reduction == "sum":
-        return total
-    return total / (max(values.numel(), 1) if mask is None else mask.sum().clamp(min=1))
+def _in_one_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes, at least float32."""
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    return at_least_float32(student.to(dtype)), at_least_float32(teacher.to(dtype))
 
 
 def _shapes(student: Tensor, teacher: Tensor) -> str:
     return f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-
-
-def _wide(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

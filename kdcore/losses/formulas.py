@@ -76,22 +76,25 @@ def alpha_divergence(log_p: Tensor, log_q: Tensor, alpha: float, clip: float) ->
     :param clip: the greatest ratio, above 0; infinity does not clip.
     :raises ValueError: clip is not above 0.
 
-    Source: Wang et al. 2021, "AlphaNet", arXiv 2102.07954; value, gradient and the two unclipped limits as its code.
+    Source: Wang et al. 2021, "AlphaNet", arXiv 2102.07954; value and gradient as its code, but for alpha 0, where the
+    code clips too: ``-sum q log min(p / q, clip)``. The code takes both limits within 0.001 already.
     """
     if not clip > 0:
         raise ValueError(f"clip must be above 0, not {clip}")
     log_p = log_p.detach()
     if alpha in (0, 1):
         return kullback_leibler(log_q, log_p) if alpha == 0 else kullback_leibler(log_p, log_q)
+    excluded = log_q == _IMPOSSIBLE
     with torch.no_grad():
         log_weight = alpha * log_p + (1 - alpha) * log_q
-        log_weight.masked_fill_((log_p == _IMPOSSIBLE) & (log_q == _IMPOSSIBLE), _IMPOSSIBLE)
+        log_weight.masked_fill_((log_p == _IMPOSSIBLE) & excluded, _IMPOSSIBLE)
         if math.isfinite(clip):
             log_weight = torch.minimum(log_weight, log_q + math.log(clip))
         weight = log_weight.exp_()
         value = (weight.sum(-1) - 1) / (alpha * (alpha - 1))
-    surrogate = -(weight * log_q.masked_fill(weight == 0, 0.0)).sum(-1) / alpha
-    return value + (surrogate - surrogate.detach())
+    # It adds its gradient to the value, and itself 0, or NaN where a weight is infinite.
+    surrogate = -(weight * (log_q - log_q.detach()).masked_fill_(excluded, 0.0)).sum(-1) / alpha
+    return value + surrogate.nan_to_num(nan=0.0)
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ a teacher's scores before.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdcore.losses.positions import at_least_float32
 
 __all__ = ["margin_mse", "pointwise_mse", "ranknet", "weighted_ranknet"]
 
@@ -101,8 +102,4 @@ def _margin(upper: Tensor, lower: Tensor) -> Tensor:
     """``upper - lower`` in at least float32; a broadcast such as (batch,) against (batch, 1) is refused."""
     if upper.shape != lower.shape or upper.dim() != 1:
         raise ValueError(f"scores must both have the shape (batch,), not {tuple(upper.shape)} and {tuple(lower.shape)}")
-    return _at_least_float32(upper) - _at_least_float32(lower)
-
-
-def _at_least_float32(scores: Tensor) -> Tensor:
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return at_least_float32(upper) - at_least_float32(lower)

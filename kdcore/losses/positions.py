@@ -1,13 +1,14 @@
-"""What losses over positions share: their precision, their mask and their reduction."""
+"""What losses over positions share: their precision, their temperature, their mask and their reduction."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Reduction", "at_least_float32", "check_mask", "reduce_positions"]
+__all__ = ["Reduction", "at_least_float32", "check_mask", "check_positions", "reduce_positions", "scaled"]
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -15,6 +16,29 @@ Reduction = Literal["none", "sum", "mean"]
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half precision and integers in float32; float32 and float64 as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by a temperature, in at least float32.
+
+    :raises ValueError: the temperature is not above 0, or infinite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
+    logits = at_least_float32(logits)
+    return logits if temperature == 1 else logits / temperature
+
+
+def check_positions(student: Tensor, teacher: Tensor) -> None:
+    """Refuse tensors that differ in more than the last axis, which a formula would broadcast.
+
+    :raises ValueError: they are not of the same positions.
+    """
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            f"student and teacher must have the same positions, not {tuple(student.shape[:-1])} "
+            f"and {tuple(teacher.shape[:-1])}"
+        )
 
 
 def check_mask(mask: Tensor, positions: torch.Size) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdcore.losses.positions import at_least_float32
+from kdcore.losses.positions import scaled
 
 __all__ = ["TopK", "log_sum_exp", "student_mass", "top_k", "with_rest"]
 
@@ -19,7 +19,8 @@ class TopK(NamedTuple):
     """The k most probable tokens of each position, and the rest as one.
 
     The divergences of `kdcore.losses.divergences` take it in the place of a teacher's logits: exact for the kept
-    tokens, with all others as one event.
+    tokens, with all others as one event. How many others there are it does not know: give a divergence the number of
+    real tokens (``vocabulary=``) where the student's logits are padded, and cut a teacher's padding before `top_k`.
 
     :ivar indices: token ids, (..., k), int64, the most probable first.
     :ivar log_probabilities: of these tokens at ``temperature``, (..., k), float.
@@ -52,17 +53,18 @@ class TopK(NamedTuple):
 def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     """Keep the k most probable tokens of each position.
 
-    :param logits: (..., vocabulary), any float dtype; computed in float32, float64 stays float64.
+    :param logits: (..., vocabulary), any float dtype; computed in float32, float64 stays float64. Padding counts as
+        other tokens: cut it off before, ``logits[..., :size]``.
     :param k: at most the size of the vocabulary.
     :param temperature: divides the logits.
-    :raises ValueError: k is larger than the vocabulary.
+    :raises ValueError: k is larger than the vocabulary, or the temperature not above 0.
     """
     size = logits.shape[-1]
     if not 0 < k <= size:
         raise ValueError(f"top-k: k = {k} of a vocabulary of {size}; lower k")
-    scaled = at_least_float32(logits) / temperature
-    indices = scaled.topk(k, dim=-1).indices
-    events = with_rest(scaled, indices)
+    divided = scaled(logits, temperature)
+    indices = divided.topk(k, dim=-1).indices
+    events = with_rest(divided, indices)
     return TopK(indices, events[..., :-1], events[..., -1], temperature)
 
 
@@ -88,12 +90,12 @@ def student_mass(student: Tensor, teacher: TopK) -> Tensor:
 
     Where it stays low, the kept tokens say little about the student, and the events beside them much: raise k.
 
-    :param student: logits, (..., vocabulary).
+    :param student: logits, (..., vocabulary), without padding.
     :param teacher: of the same positions; its temperature is applied to the student.
     :return: (...), between 0 and 1.
     """
     with torch.no_grad():
-        events = with_rest(at_least_float32(student) / teacher.temperature, teacher.indices)
+        events = with_rest(scaled(student, teacher.temperature), teacher.indices)
         return events[..., :-1].exp().sum(-1)
 
 

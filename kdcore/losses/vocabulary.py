@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.errors import InputError
-from kdcore.losses.positions import Reduction, at_least_float32, check_mask, reduce_positions
+from kdcore.losses.positions import Reduction, check_mask, check_positions, reduce_positions, scaled
 from kdcore.losses.token_text import texts
 
 __all__ = ["SharedTokens", "Tokenizer", "same_vocabulary", "shared_tokens", "sorted_distance", "vocabulary_hash"]
@@ -119,22 +119,18 @@ def sorted_distance(
 
     :param student: logits, (..., student's vocabulary).
     :param teacher: logits of the matching positions, (..., teacher's vocabulary).
-    :raises ValueError: the positions differ.
+    :raises ValueError: the positions differ, or the temperature is not above 0.
 
     Source: Boizard et al. 2024, "Universal Logit Distillation", arXiv 2402.12030.
     """
-    if student.shape[:-1] != teacher.shape[:-1]:
-        raise ValueError(
-            f"student and teacher must have the same positions, not {tuple(student.shape[:-1])} "
-            f"and {tuple(teacher.shape[:-1])}"
-        )
+    check_positions(student, teacher)
     if mask is not None:
         check_mask(mask, student.shape[:-1])
         student, teacher = student[mask], teacher[mask]
     size = max(student.shape[-1], teacher.shape[-1])
     q, p = (
         F.pad(
-            (at_least_float32(logits) / temperature).softmax(-1).sort(descending=True).values,
+            scaled(logits, temperature).softmax(-1).sort(descending=True).values,
             (0, size - logits.shape[-1]),
         )
         for logits in (student, teacher)

@@ -151,6 +151,24 @@ def test_a_teacher_of_top_k(divergence, masked):
     assert_alike(ours, divergence(student, kept, 2.0, **options), given)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_chunks_whose_loss_does_not_depend_on_the_student(learned):
+    """A loss of confident positions alone; elsewhere it is a constant, or depends on something else that is learned."""
+    given = values()
+    given |= {"matrix": given["matrix"][:19], "shift": given["shift"][:19]}
+    nothing = torch.zeros((), dtype=torch.float64, requires_grad=learned)
+
+    def of_confident(student: Tensor, teacher: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        chosen = teacher.softmax(-1).amax(-1) > 0.5
+        return forward_kl(student[chosen], teacher[chosen], *arguments, **options) if chosen.any() else 1 * nothing
+
+    confidence = F.linear(given["teacher"], given["matrix"], given["shift"]).softmax(-1).amax(-1)
+    assert 0 < (confidence > 0.5).sum() < confidence.numel()
+    assert_alike(
+        in_chunks(of_confident, given, reduction="sum", chunk=1), whole(of_confident, given, reduction="sum"), given
+    )
+
+
 def test_softcaps():
     given = values()
     student = 2 * torch.tanh(F.linear(given["hidden"], given["weight"], given["bias"]) / 2)

@@ -141,6 +141,10 @@ def test_sums_over_micro_batches_add_up(loss: Loss) -> None:
     total = sum(loss(student[i::2], teacher[i::2], mask[i::2], reduction="sum") for i in range(2))
     torch.testing.assert_close(total / mask.sum(), loss(student, teacher, mask))
     torch.testing.assert_close(loss(student, teacher, reduction="sum") / 12, loss(student, teacher))
+    each = loss(student, teacher, mask, reduction="none")
+    assert each.shape == mask.shape
+    assert each[~mask].eq(0).all()
+    torch.testing.assert_close(each.sum(), loss(student, teacher, mask, reduction="sum"))
 
 
 @pytest.mark.parametrize("loss", [*MASKED, attention_transfer])
@@ -153,6 +157,39 @@ def test_half_precision_is_computed_in_float32_under_autocast(loss: Loss, dtype:
         value = loss(student, teacher)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), loss(student.double(), teacher.double()), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [*MASKED, attention_transfer])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"), [(torch.float32, torch.float64), (torch.float64, torch.float16)], ids=str
+)
+def test_two_dtypes_are_computed_in_the_wider(
+    loss: Loss, masked: bool, of_student: torch.dtype, of_teacher: torch.dtype
+) -> None:
+    student, teacher = pair(loss, 6, seed=13)
+    student, teacher = student.to(of_student).requires_grad_(), teacher.to(of_teacher)
+    arguments = [torch.tensor([True, True, False, True, True, True])] if masked else []
+    if loss is attention_transfer:
+        student, teacher, arguments = student.view(1, 6, 5, 1), teacher[..., :5].reshape(1, 6, 5, 1), []
+    value = loss(student, teacher, *arguments)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, loss(student.double(), teacher.double(), *arguments))
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.dtype == of_student
+
+
+@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_hint_of_features_of_another_dtype_than_the_projector(maps: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(14)
+    projector = Projector(5, 7, maps=maps)
+    student, teacher = pair(hint, 2, 3, 4, seed=14, dtype=dtype)
+    if maps:
+        student, teacher = student.movedim(-1, 1), teacher.movedim(-1, 1)
+    value = hint(student, teacher, projector)
+    exact = hint(student.double(), teacher.double(), projector.double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("loss", MASKED)
@@ -301,17 +338,17 @@ def test_a_hint_trains_student_and_projector_under_autocast() -> None:
 def test_other_shapes_are_refused_instead_of_broadcast(loss: Loss) -> None:
     with pytest.raises(ValueError, match=r"not \(4, 5\) and \(1, 5\)"):
         loss(torch.ones(4, 5), torch.ones(1, 5))
-    with pytest.raises(ValueError, match=r"a mask is bool of the shape \(4,\), not torch.int64 \(4,\)"):
+    with pytest.raises(ValueError, match=r"mask must be bool of the shape \(4,\), not torch.int64 of the shape \(4,\)"):
         loss(torch.ones(4, 5), torch.ones(4, 5), torch.ones(4, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"not torch.bool \(4, 1\)"):
+    with pytest.raises(ValueError, match=r"not torch.bool of the shape \(4, 1\)"):
         loss(torch.ones(4, 5), torch.ones(4, 5), torch.ones(4, 1, dtype=torch.bool))
 
 
 def test_other_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"maps are \(b, c, h, w\)"):
         attention_transfer(torch.ones(2, 3, 4), torch.ones(2, 3, 4))
-    with pytest.raises(ValueError, match="reduction is 'mean' or 'sum', not 'none'"):
-        feature_mse(torch.ones(2, 3), torch.ones(2, 3), reduction="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reduction must be 'none', 'sum' or 'mean', not 'batchmean'"):
+        feature_mse(torch.ones(2, 3), torch.ones(2, 3), reduction="batchmean")  # type: ignore[arg-type]
 
 
 @pytest.mark.cuda

@@ -67,6 +67,12 @@ def test_k_must_fit(k):
         top_k(torch.zeros(3), k)
 
 
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, INFINITY, float("nan")])
+def test_no_temperature_at_or_below_zero(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be above 0 and finite, not {temperature}"):
+        top_k(torch.zeros(3), 2, temperature)
+
+
 @every
 def test_equals_the_divergence_of_the_events(divergence):
     student, teacher = logits(2, 3, 20), logits(2, 3, 20, seed=1)
@@ -84,6 +90,23 @@ def test_the_whole_vocabulary_is_the_full_divergence(divergence, temperature):
     torch.testing.assert_close(of_tokens, of_logits)
     gradients = [torch.autograd.grad(value, student)[0] for value in (of_tokens, of_logits)]
     torch.testing.assert_close(*gradients)
+
+
+@every
+def test_a_padded_student_is_cut_to_the_real_tokens(divergence):
+    student, teacher = logits(4, 26), logits(4, 20, seed=1)
+    torch.testing.assert_close(divergence(student, top_k(teacher, 20), vocabulary=20), divergence(student, teacher))
+    coarser = divergence(student, top_k(teacher, 5), vocabulary=20, reduction="none")
+    torch.testing.assert_close(coarser, divergence(student[..., :20], top_k(teacher, 5), reduction="none"))
+    assert (coarser <= divergence(student, teacher, reduction="none") + 1e-12).all()
+
+
+@every
+def test_padding_that_is_not_cut_counts_as_other_tokens(divergence):
+    student, kept = logits(4, 26), top_k(logits(4, 20, seed=1), 5)
+    exact = divergence(coarse(student, kept.indices), torch.cat([kept.log_probabilities, kept.log_rest[:, None]], -1))
+    torch.testing.assert_close(divergence(student, kept), exact)
+    assert not torch.isclose(divergence(student, kept), divergence(student, kept, vocabulary=20))
 
 
 @every

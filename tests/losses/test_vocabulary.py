@@ -202,3 +202,9 @@ def test_sorted_distance_forgets_which_token_is_which():
 def test_sorted_distance_of_other_positions_is_refused():
     with pytest.raises(ValueError, match="the same positions"):
         sorted_distance(logits(3, 7), logits(2, 7))
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 0.0, float("inf")])
+def test_sorted_distance_at_no_temperature_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"temperature must be above 0 and finite, not {temperature}"):
+        sorted_distance(logits(3, 7), logits(3, 9), temperature)
