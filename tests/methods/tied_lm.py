@@ -21,9 +21,13 @@ class TiedLM:
     def model(self) -> nn.Module:
         if self.kind == "gpt2":
             size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-            return GPT2LMHeadModel(GPT2Config(BUCKETS, **size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+            return GPT2LMHeadModel(
+                GPT2Config(vocab_size=BUCKETS, **size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+            )
         size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        return BertForMaskedLM(BertConfig(BUCKETS, **size, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+        return BertForMaskedLM(
+            BertConfig(vocab_size=BUCKETS, **size, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        )
 
     @hookimpl
     def recipe(self, run):
