@@ -44,9 +44,10 @@ class TiedLM:
         return Recipe(data=splits, headline="loss", identity=("text",), stages=[stage])
 
     def next_words(self, model, batch):
-        ids = batch["words"]
-        logits = model(ids).logits[:, :-1].transpose(1, 2)
-        return {"loss": functional.cross_entropy(logits, ids[:, 1:], reduction="none").mean(1)}
+        ids, mask = batch["words"], batch.mask("words")
+        logits = model(ids, attention_mask=mask.long()).logits[:, :-1].transpose(1, 2)
+        loss = functional.cross_entropy(logits, ids[:, 1:], reduction="none") * mask[:, 1:]
+        return {"loss": loss.sum(1) / mask.sum(1)}
 
     @hookimpl
     def student_loss(self, models, batch):
