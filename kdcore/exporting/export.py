@@ -19,7 +19,7 @@ from kdcore.exporting.inputs import Inputs, inputs_of_file, inputs_of_run
 from kdcore.exporting.measure import BATCH, Agreement, Model, Speed, TorchModel, compare, time_alternately
 from kdcore.exporting.reopen import Reopened, measure_with, reopen
 from kdcore.exporting.student import Student, open_student
-from kdcore.files import locked, replacing, write_json
+from kdcore.files import locked, making, write_json
 from kdcore.reports.exports import EXPORT_FILE, EXPORT_FOLDER
 from kdcore.reports.folder import RunFolder, open_run, students
 from kdcore.reports.summary import number
@@ -117,7 +117,7 @@ def export(
             assert reopened is not None
             inputs = inputs_of_run(student, reopened)
         progress.line(f"inputs    {inputs.source}")
-        with replacing(target) as folder:
+        with making(target, OURS if force else ()) as folder:
             record = _write(student, source, inputs, int8, folder, progress)
             if evaluate:
                 assert reopened is not None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcore.errors import InputError
-from kdcore.files import replacing, write_json
+from kdcore.files import making, write_json
 from kdcore.recipe import Row
 from kdcore.teachers.layout import Column
 from kdcore.teachers.store import Store
@@ -45,7 +45,7 @@ def export(
     _refuse_doubles(store)
     keys = store.keys()
     shards: list[dict[str, str | int]] = []
-    with replacing(folder) as unfinished:
+    with making(folder) as unfinished:
         chunks: list[tuple[Sequence[bytes], dict[str, Column]]] = []
         held = 0
         for start in range(0, len(keys), ROWS_AT_ONCE):

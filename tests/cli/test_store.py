@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -320,6 +322,24 @@ def test_export_refuses(fail: Fail, tmp_path: Path) -> None:
     assert "is damaged (its checksum differs)" in fail("store", "export", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_export_leaves_a_users_folders_and_ends_with_one_line(fail: Fail, said: Said, tmp_path: Path) -> None:
+    folder = make(tmp_path / "stores")
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "thesis.tex").touch()
+    assert "cannot be made (Not a directory); name another folder" in fail(
+        "store", "export", folder, tmp_path / "out.tmp" / "thesis.tex" / "x"
+    )
+    limited = f"ulimit -f 1; exec {sys.executable} -m kdcore store export {folder} {tmp_path / 'out'}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "File too large (os error 27)" in done.stderr
+    assert done.stderr.endswith("raise the limit on the size of files (ulimit -f)\n")
+    said("export", folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.tmp", "stores"]
+    assert (tmp_path / "out.tmp" / "thesis.tex").exists()
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_an_output_with_a_name_of_the_files_own(tmp_path: Path, fail: Fail) -> None:
