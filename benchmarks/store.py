@@ -144,6 +144,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         seconds, reading = measure(method, Path(work), given.warmup, given.blocks, given.device)
         facts = facts_of(stores_in(Path(work, "store"))[0])
+        assert facts is not None
     stored = {"rows": facts.rows, "bytes": facts.bytes, "outputs": "; ".join(facts.outputs)}
     settings = {
         name: getattr(given, name)

@@ -1,12 +1,15 @@
-"""Small helpers for files that survive being killed: atomic writes, an append-only log, a lock."""
+"""Small helpers for files that survive being killed: atomic writes, new folders, an append-only log, a lock."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,22 +56,94 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of ``folder`` when the block ends without an error."""
+    """Yield a temporary folder that takes the place of ``folder`` when the block ends without an error.
+
+    For folders that are kdcore's own: ``FOLDER.tmp``, what an earlier process left, and ``folder`` itself are removed.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    try:
+    with _removed_on_error(temporary):
         yield temporary
+        _make_durable(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+
+
+@contextlib.contextmanager
+def making(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``folder``, which a user named, when the block ends without an error.
+
+    Nothing that a user may have put there is removed, even if it came while the block ran. Files get the permissions
+    that the umask gives, whatever a library wrote them with.
+
+    :param replaces: names of files; a folder that holds no others is replaced.
+    :raises InputError: it cannot be made there, or holds something else.
+    """
+    target = Path(os.path.realpath(folder))
+    if target == Path.cwd():
+        raise InputError(f"{folder}: is the current folder, which cannot be replaced; name a new one in it")
+    temporary = target.with_name(f".unfinished-{secrets.token_hex(8)}")
+    with _placed(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    with _removed_on_error(temporary):
+        yield temporary
+        _make_durable(temporary)
+        _make_readable(temporary)
+        with _placed(folder):
+            _move(temporary, target, replaces)
+
+
+def _move(made: Path, target: Path, replaces: Collection[str]) -> None:
+    """Give a folder its place; what stands there is moved aside before it is looked at, and back if it has to stay."""
+    if not target.is_dir():
+        made.rename(target)
+        return
+    aside = target.rename(made.with_name(f"{made.name}-earlier"))
+    try:
+        foreign = sorted(path.name for path in aside.iterdir() if path.name not in replaces or path.is_dir())
+        if foreign:
+            raise InputError(f"{target}: {foreign[0]} came there meanwhile, and is not overwritten; name a new folder")
+        made.rename(target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        aside.rename(target)
         raise
-    for path in temporary.rglob("*"):
+    shutil.rmtree(aside)
+
+
+@contextlib.contextmanager
+def _placed(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
+        raise InputError(f"{folder}: cannot be made ({reason}); name another folder") from error
+
+
+@contextlib.contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _make_readable(folder: Path) -> None:
+    """Give all files what the umask gave their folder, but for execution."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.replace(folder)
 
 
 class JsonLines:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kdcore import InputError
-from kdcore.files import JsonLines, locked, read_json, replacing, write_json, write_text
+from kdcore.files import JsonLines, locked, making, read_json, replacing, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -30,6 +30,104 @@ def test_a_folder_is_replaced_when_the_block_ends_well(tmp_path):
         raise RuntimeError
     assert [path.name for path in folder.iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_folder_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "student").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"), replacing(tmp_path / "student"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "student"]
+
+
+# Folders that a user named
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def make(folder, text="new", **options):
+    with making(folder, **options) as unfinished:
+        (unfinished / "rows").write_text(text)
+
+
+def test_making_a_folder_touches_nothing_beside_it(tmp_path):
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "thesis").touch()
+    make(tmp_path / "out")
+    assert names(tmp_path) == ["out", "out.tmp", "out.tmp/thesis", "out/rows"]
+
+
+def test_only_what_may_be_replaced_is(tmp_path):
+    make(tmp_path / "new" / "out", "one")
+    make(tmp_path / "new" / "out", "two", replaces=["rows", "index"])
+    assert (tmp_path / "new" / "out" / "rows").read_text() == "two"
+    with pytest.raises(InputError, match="rows came there meanwhile, and is not overwritten; name a new folder"):
+        make(tmp_path / "new" / "out", "three")
+    assert (tmp_path / "new" / "out" / "rows").read_text() == "two"
+    assert names(tmp_path) == ["new", "new/out", "new/out/rows"]
+
+
+@pytest.mark.parametrize("foreign", ["thesis", "rows/thesis"])
+def test_what_came_while_a_folder_was_made_stays(tmp_path, foreign):
+    def interrupted():
+        with making(tmp_path / "out", ["rows"]) as unfinished:
+            (unfinished / "rows").touch()
+            (tmp_path / "out" / foreign).parent.mkdir(parents=True)
+            (tmp_path / "out" / foreign).touch()
+
+    with pytest.raises(InputError, match="came there meanwhile"):
+        interrupted()
+    assert (tmp_path / "out" / foreign).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_that_make_one_folder_do_not_meet(tmp_path):
+    with pytest.raises(InputError, match="rows came there"), making(tmp_path / "out") as first:
+        (first / "rows").write_text("first")
+        make(tmp_path / "out", "second")
+        assert (first / "rows").read_text() == "first"
+    assert (tmp_path / "out" / "rows").read_text() == "second"
+    assert names(tmp_path) == ["out", "out/rows"]
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), making(tmp_path / "out") as unfinished:
+        (unfinished / "rows").touch()
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+def test_a_link_goes_on_pointing(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    make(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "elsewhere") == ["rows"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [(".", "is the current folder"), ("file/x", "Not a directory"), ("file", "Not a directory")]
+)
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, path, message):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "here" if path == "." else tmp_path / path)
+    assert names(tmp_path) == ["file", "here"]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with making(tmp_path / "out") as unfinished:
+            os.close(os.open(unfinished / "rows", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "rows").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_log_is_cut_back_to_its_offset(tmp_path):

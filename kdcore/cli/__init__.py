@@ -39,6 +39,7 @@ COMMANDS = {
 FULL_OR_FORBIDDEN = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "name another folder",
     errno.EACCES: "change its permissions",
     errno.EPERM: "change its permissions",

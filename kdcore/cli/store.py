@@ -58,7 +58,7 @@ def list_stores(folder: Path, as_json: bool) -> None:
     """
     from kdcore.teachers.inventory import facts_of, stores_in
 
-    found = [facts_of(each) for each in stores_in(folder)]
+    found = [facts for each in stores_in(folder) if (facts := facts_of(each)) is not None]
     if as_json:
         click.echo(json.dumps([_json(facts) for facts in found], indent=2, ensure_ascii=False))
     elif not found:
@@ -90,8 +90,11 @@ def verify(folder: Path) -> None:
         problems = problems_of(each)
         if problems and is_busy(each):
             problems = [f"{each}: another process is writing here; verify it again when that is done"]
+        facts = facts_of(each)
+        if facts is None:  # removed meanwhile
+            continue
         if not problems:
-            click.echo(f"{each}: sound, {facts_of(each).rows:,} rows")
+            click.echo(f"{each}: sound, {facts.rows:,} rows")
         for problem in problems:
             click.echo(problem)
         broken += bool(problems)
@@ -110,7 +113,7 @@ Examples:
 )
 @FOLDER
 @click.option("--older-than", "age", metavar="AGE", help="Remove stores that no run used for so long: 12h, 30d, 8w.")
-@click.option("--superseded", is_flag=True, help="Remove of each teacher's name all stores but the one last used.")
+@click.option("--superseded", is_flag=True, help="Remove stores of a teacher's name and outputs but the one last used.")
 @click.option("--keep", multiple=True, metavar="NAME", help="Keep this store, or this teacher's; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Only print what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -122,10 +125,10 @@ def prune(folder: Path, age: str | None, superseded: bool, keep: tuple[str, ...]
     run needs again it computes again. A store that a process uses is left alone.
     """
     from kdcore.reports.summary import size
-    from kdcore.teachers.inventory import cut_unfinished, facts_of, remove, remove_leftovers, stores_in
+    from kdcore.teachers.inventory import cut_unfinished, facts_of, remove, remove_leftovers, root_of, stores_in
 
-    stores = stores_in(folder)
-    found = [facts_of(each) for each in stores]
+    root = root_of(folder)
+    found = [facts for each in stores_in(folder) if (facts := facts_of(each)) is not None]
     going = _chosen(found, _seconds(age), superseded, keep)
     staying = [facts.folder for facts in found if facts not in going]
     for facts in going:
@@ -138,8 +141,8 @@ def prune(folder: Path, age: str | None, superseded: bool, keep: tuple[str, ...]
             raise InputError("prune asks before it removes, and here is no terminal; add --yes")
         click.confirm(f"Remove {len(going)} of {len(found)} stores?", abort=True)
     for facts in going:
-        if not remove(facts.folder):
-            click.echo(f"{facts.folder}: left alone, another process uses it")
+        if not remove(facts.folder, facts.used):
+            click.echo(f"{facts.folder}: left alone, another process uses it or has just used it")
     for each in staying:
         try:
             freed = cut_unfinished(each)
@@ -148,8 +151,7 @@ def prune(folder: Path, age: str | None, superseded: bool, keep: tuple[str, ...]
         else:
             if freed:
                 click.echo(f"{each}: {size(freed)} of interrupted writes cut off")
-    for root in {each.parent for each in stores}:
-        remove_leftovers(root)
+    remove_leftovers(root)
 
 
 @store.command(
@@ -191,16 +193,15 @@ def _chosen(
             raise InputError(f"--keep {name}: no such store or teacher here; 'kdcore store ls' shows them")
     if seconds is None and not superseded:
         return []
-    newest: dict[str, StoreFacts] = {}
-    for facts in found:
-        if facts.name not in newest or facts.used > newest[facts.name].used:
-            newest[facts.name] = facts
+    newest: dict[tuple[str, tuple[str, ...]], StoreFacts] = {}
+    for facts in sorted(found, key=lambda facts: facts.used):
+        newest[facts.name, facts.schema] = facts
     return [
         facts
         for facts in found
         if not {facts.name, facts.folder.name}.intersection(keep)
         and (seconds is None or time.time() - facts.used > seconds)
-        and (not superseded or facts is not newest[facts.name])
+        and (not superseded or (not facts.problem and facts is not newest[facts.name, facts.schema]))
     ]
 
 

@@ -19,7 +19,7 @@ from kdcore.exporting.inputs import Inputs, inputs_of_file, inputs_of_run
 from kdcore.exporting.measure import BATCH, Agreement, Model, Speed, TorchModel, compare, time_alternately
 from kdcore.exporting.reopen import Reopened, measure_with, reopen
 from kdcore.exporting.student import Student, open_student
-from kdcore.files import locked, replacing, write_json
+from kdcore.files import locked, making, write_json
 from kdcore.reports.exports import EXPORT_FILE, EXPORT_FOLDER
 from kdcore.reports.folder import RunFolder, open_run, students
 from kdcore.reports.summary import number
@@ -101,6 +101,7 @@ def export(
     """
     target = out or source.folder / EXPORT_FOLDER
     refuse_occupied(target, force)
+    outdated = (target / INT8).exists()
     if source.run is None and texts is None:
         raise InputError(f"{source.folder} is in no run, so its data are unknown; name texts with --texts FILE")
     if source.run is None and evaluate:
@@ -117,12 +118,14 @@ def export(
             assert reopened is not None
             inputs = inputs_of_run(student, reopened)
         progress.line(f"inputs    {inputs.source}")
-        with replacing(target) as folder:
+        with making(target, OURS if force else ()) as folder:
             record = _write(student, source, inputs, int8, folder, progress)
             if evaluate:
                 assert reopened is not None
                 _evaluate(record, reopened, student, source, folder, progress)
             write_json(folder / EXPORT_FILE, record)
+    if outdated and not int8:
+        progress.line(f"removed   the earlier {INT8}; --int8 writes it again")
     progress.line(f"written   {target}")
     return target
 
@@ -189,17 +192,12 @@ def _row(
 def _evaluate(
     record: dict[str, Any], reopened: Reopened, student: Student, source: Source, folder: Path, progress: Progress
 ) -> None:
-    """Add the headline metric on test to the record: the student's as the run measured it, and each file's."""
+    """Add the headline metric on test to the record, measured now and here for the student and for each file."""
     assert source.run is not None
     name = record["headline"] = source.run.headline
     for row in record["files"]:
-        if row["name"] == TORCH:
-            asked = (source.arm, source.seed, source.subject, "test")
-            tested = [r for r in source.run.rows if (r.arm, r.seed, r.subject, r.split) == asked]
-            metrics = tested[0].metrics if tested else {}
-        else:
-            model = OnnxModel(folder / row["name"], record["threads"])
-            metrics = measure_with(reopened, source.subject, student, model)
+        model = None if row["name"] == TORCH else OnnxModel(folder / row["name"], record["threads"])
+        metrics = measure_with(reopened, source.subject, student, model)
         if name not in metrics:
             raise InputError(f"--evaluate: {name} was not measured on test, so there is nothing to compare")
         row["headline"] = metrics[name].value

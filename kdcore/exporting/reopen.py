@@ -1,4 +1,4 @@
-"""A finished run opened again: its data, its plugins, and its test with an exported file in the transformer's place."""
+"""A finished run opened again: its data, its plugins, its test, and that with a file in the transformer's place."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from kdcore.config import read_run
+from kdcore.config import Configuration, read_run, settings_of
+from kdcore.data.splits import Splits
 from kdcore.engine.evaluation import evaluate_subject
 from kdcore.engine.experiment import open_data
+from kdcore.engine.identity import DATA
 from kdcore.engine.plan import METHOD, make_plan, plugins_of, recipe_of
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.stages import load_subject, ordered, stage_folder
 from kdcore.errors import InputError
 from kdcore.exporting.graph import OnnxModel
 from kdcore.exporting.student import Student
+from kdcore.files import read_json
 from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Metric
 from kdcore.run import Run
@@ -53,33 +56,49 @@ def reopen(folder: Path, arm: str, seed: int) -> Reopened:
         data_path=configuration.run.data,
         limit=configuration.run.max_steps,
     )
-    found = [each for each in make_plan(configuration, run).arms if each.name == arm]
+    plan = make_plan(configuration, run)
+    found = [each for each in plan.arms if each.name == arm]
     if not found:
         raise InputError(f"{folder / 'config.toml'}: the run's plugins have no arm {arm!r} any more")
+    run.arm, owner = plan.arms[0], next(iter(configuration.plugins))
+    seed_everything(derive("data"))
+    run.data, _ = open_data(plan.recipe, run, owner)
+    _refuse_changes(folder, configuration, run.data)
     run.arm = found[0]
     plugins = plugins_of(configuration, run.arm)
     recipe = recipe_of(plugins, run)
-    seed_everything(derive("data"))
-    run.data, _ = open_data(recipe, run, next(iter(configuration.plugins)))
+    if run.arm.set != plan.arms[0].set:
+        seed_everything(derive("data"))
+        run.data, _ = open_data(recipe, run, owner)
     stages = ordered(recipe.stages)
     run.stage_folders = {stage.name: stage_folder(folder, run.folder, seed, stage) for stage in stages}
     run.stage = stages[-1]
     return Reopened(run, plugins)
 
 
-def measure_with(reopened: Reopened, subject: str, student: Student, model: OnnxModel) -> dict[str, Metric]:
-    """The metrics of a subject on the test split, with ``model`` computing in place of the transformer inside it.
+def _refuse_changes(folder: Path, configuration: Configuration, data: Splits) -> None:
+    before = read_json(folder / "identity.json")
+    now = {**settings_of(configuration), DATA: data.fingerprint()}
+    changed = [key for key, value in now.items() if before.get(key) != value]
+    if changed:
+        what = ["the data" if key == DATA else key for key in changed]
+        raise InputError(
+            f"{folder}: changed since the run: {', '.join(what)}; undo that, or compare with --texts FILE and without "
+            "--evaluate"
+        )
 
+
+def measure_with(reopened: Reopened, subject: str, student: Student, model: OnnxModel | None) -> dict[str, Metric]:
+    """The metrics of a subject on the test split.
+
+    :param model: computes in place of the transformer inside the subject; None measures the subject itself.
     :raises InputError: the subject has not one such transformer, or calls it with what the file does not take.
     """
     run = reopened.run
     assert run.stage is not None
     module = load_subject(run, run.stage, run.stage_folders[run.stage.name], subject)
-    parts = [part for part in module.modules() if type(part) is type(student.transformer)]
-    if len(parts) != 1:
-        name = type(student.transformer).__name__
-        raise InputError(f"--evaluate: the {subject} has {len(parts)} modules {name}, not one; leave --evaluate away")
-    parts[0].forward = _stand_in(parts[0].forward, model)
+    if model is not None:
+        _put_in_place(module, subject, student, model)
     seed_everything(derive(run.seed, run.stage.name, subject, "test"))
     before = run.folder
     with TemporaryDirectory() as scratch:
@@ -88,6 +107,14 @@ def measure_with(reopened: Reopened, subject: str, student: Student, model: Onnx
             return evaluate_subject(reopened.plugins, run, run.stage, module, subject, "test")
         finally:
             run.folder = before
+
+
+def _put_in_place(module: torch.nn.Module, subject: str, student: Student, model: OnnxModel) -> None:
+    parts = [part for part in module.modules() if type(part) is type(student.transformer)]
+    if len(parts) != 1:
+        name = type(student.transformer).__name__
+        raise InputError(f"--evaluate: the {subject} has {len(parts)} modules {name}, not one; leave --evaluate away")
+    parts[0].forward = _stand_in(parts[0].forward, model)
 
 
 def _stand_in(forward: Callable[..., Any], model: OnnxModel) -> Callable[..., Any]:

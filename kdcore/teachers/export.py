@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from kdcore.errors import InputError
-from kdcore.files import replacing, write_json
+from kdcore.files import making, write_json
 from kdcore.recipe import Row
-from kdcore.teachers.layout import Column
+from kdcore.teachers.fingerprint import KEY_BYTES
+from kdcore.teachers.inventory import is_busy
 from kdcore.teachers.store import Store
 from kdcore.teachers.topk_rows import stored_schema
+from kdcore.teachers.verify import problems_of
 
 __all__ = ["INDEX", "export"]
 
 INDEX = "index.json"
 KEY = "key"
 OFFSETS = ".offsets"
-ROWS_AT_ONCE = 256
 
 
 def export(
@@ -35,33 +35,47 @@ def export(
     one another, ``(sum of lengths, ...)``, and row i is ``[offsets[i]:offsets[i + 1]]`` with ``OUTPUT.offsets``
     (rows + 1), int64. A top-k output is three: its indices, log_probabilities and log_rest.
 
-    :param shard_bytes: a file is closed once it holds so many; no more than one file is in memory.
-    :param advance: called with a number of rows when they are read.
+    :param shard_bytes: a file holds no more, but for a single row that is larger; only one file is in memory.
+    :param advance: called with a number of rows when they are written.
     :returns: the files.
-    :raises InputError: the folder exists, or a row of the store is damaged.
+    :raises InputError: the folder exists, or the store is not sound: rows of a damaged one would be missing.
     """
     if folder.exists():
         raise InputError(f"{folder}: exists, and nothing is overwritten; name a new folder")
     _refuse_doubles(store)
+    _refuse_damage(store)
     keys = store.keys()
     shards: list[dict[str, str | int]] = []
-    with replacing(folder) as unfinished:
-        chunks: list[tuple[Sequence[bytes], dict[str, Column]]] = []
-        held = 0
-        for start in range(0, len(keys), ROWS_AT_ONCE):
-            chunk = keys[start : start + ROWS_AT_ONCE]
-            columns = store.read(chunk)
-            chunks.append((chunk, columns))
-            held += sum(_bytes(column) for column in columns.values())
-            advance(len(chunk))
-            if held >= shard_bytes or start + ROWS_AT_ONCE >= len(keys):
-                name = f"rows-{len(shards):05d}.safetensors"
-                save_file(_tensors(store, chunks), str(unfinished / name))
-                shards.append({"file": name, "rows": sum(len(part) for part, _ in chunks)})
-                chunks, held = [], 0
+    with making(folder) as unfinished:
+        for chosen in _shards(store.sizes(keys), shard_bytes):
+            name = f"rows-{len(shards):05d}.safetensors"
+            save_file(_tensors(store, keys[chosen]), str(unfinished / name))
+            shards.append({"file": name, "rows": chosen.stop - chosen.start})
+            advance(chosen.stop - chosen.start)
         facts = {field: store.header.get(field) for field in ("name", "fingerprint", "vocabulary", "schema", "kdcore")}
         write_json(unfinished / INDEX, {**facts, "rows": len(keys), "files": shards})
     return [folder / str(shard["file"]) for shard in shards]
+
+
+def _shards(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Rows that follow one another and have together at most so many bytes, or a single larger row."""
+    start, held = 0, 0
+    for position, size in enumerate(sizes):
+        if position > start and held + size > most:
+            yield slice(start, position)
+            start, held = position, 0
+        held += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))
+
+
+def _refuse_damage(store: Store) -> None:
+    problems = problems_of(store.folder)
+    if problems and is_busy(store.folder):
+        raise InputError(f"{store.folder}: another process is writing here; export it when that is done")
+    if problems:
+        more = f" (and {len(problems) - 1} more: kdcore store verify)" if len(problems) > 1 else ""
+        raise InputError(f"nothing was exported: {problems[0]}{more}")
 
 
 def _refuse_doubles(store: Store) -> None:
@@ -71,22 +85,18 @@ def _refuse_doubles(store: Store) -> None:
             raise InputError(f"{store.folder}: output {name!r} has a name that the exported files need themselves")
 
 
-def _bytes(column: Column) -> int:
-    return sum(row.nbytes for row in column) if isinstance(column, list) else column.nbytes
-
-
-def _tensors(store: Store, chunks: Sequence[tuple[Sequence[bytes], dict[str, Column]]]) -> dict[str, torch.Tensor]:
+def _tensors(store: Store, keys: Sequence[bytes]) -> dict[str, torch.Tensor]:
     """The tensors of one file."""
-    joined = np.frombuffer(b"".join(key for keys, _ in chunks for key in keys), np.uint8)
-    tensors = {KEY: torch.from_numpy(joined.reshape(-1, 16).copy())}
+    columns = store.read(keys)
+    tensors = {KEY: torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES).copy())}
     for output, row in store.schema.items():
         for name, stored in stored_schema({output: row}).items():
-            columns: list[Any] = [columns[name] for _, columns in chunks]
-            if row.lengths is not None:
-                columns = [each for column in columns for each in column]
-                ends = np.cumsum([0, *map(len, columns)], dtype=np.int64)
+            column = columns.pop(name)
+            if isinstance(column, list):
+                ends = np.cumsum([0, *map(len, column)], dtype=np.int64)
                 tensors[output + OFFSETS] = torch.from_numpy(ends)
-            tensors[name] = _tensor(np.concatenate(columns), stored)
+                column = np.concatenate(column)
+            tensors[name] = _tensor(column, stored)
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""The header of a store: which teacher, schema and vocabulary its rows are of."""
+"""The documents of a store: which teacher, schema and vocabulary its rows are of, and how they lie in its files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import attrs
 
 from kdcore.errors import InputError
 from kdcore.recipe import Row
+from kdcore.teachers.layout import SHAPES, Layout
 from kdcore.teachers.sealed import read_sealed, sync_folder, write_sealed
+from kdcore.teachers.topk_rows import stored_schema
 
-__all__ = ["HEADER", "folder_of", "make_header", "read_header", "schema_in", "write_header"]
+__all__ = ["HEADER", "folder_of", "make_header", "read_header", "read_layout", "schema_in", "write_header"]
 
 FORMAT = 1
 HEADER = "header.json"
@@ -80,6 +82,16 @@ def schema_in(folder: Path, header: Mapping[str, Any]) -> dict[str, Row]:
         raise InputError(
             f"{folder / HEADER}: this kdcore cannot read it ({reason}); use kdcore {header.get('kdcore')}"
         ) from error
+
+
+def read_layout(folder: Path, schema: Mapping[str, Row]) -> Layout | None:
+    """How the rows of a store lie in its files; None where it has none yet.
+
+    :param schema: see `schema_in`.
+    :raises InputError: ``shapes.json`` is damaged.
+    """
+    shapes = read_sealed(folder / SHAPES)
+    return None if shapes is None else Layout(stored_schema(schema), shapes["shapes"])
 
 
 def _kdcore_version() -> str:

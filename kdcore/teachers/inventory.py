@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -15,13 +16,12 @@ from attrs import frozen
 
 from kdcore.errors import InputError
 from kdcore.recipe import Row
-from kdcore.teachers.header import HEADER, read_header, schema_in
-from kdcore.teachers.layout import SHAPES, Layout
+from kdcore.teachers.header import HEADER, read_header, read_layout, schema_in
+from kdcore.teachers.layout import SHAPES
 from kdcore.teachers.locks import seize
 from kdcore.teachers.part import Part, Writer
-from kdcore.teachers.sealed import read_sealed
 from kdcore.teachers.store import FILL_LOCK, Store
-from kdcore.teachers.topk_rows import PARTS, stored_schema
+from kdcore.teachers.topk_rows import PARTS
 
 __all__ = [
     "StoreFacts",
@@ -30,6 +30,7 @@ __all__ = [
     "is_busy",
     "remove",
     "remove_leftovers",
+    "root_of",
     "stores_in",
     "unfinished_bytes",
 ]
@@ -37,22 +38,34 @@ __all__ = [
 REMOVED = ".removed-"
 
 
+def root_of(path: Path) -> Path:
+    """The folder in which the stores that ``path`` names lie (see `stores_in`).
+
+    :raises InputError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; name a run folder, a --store folder or a single store")
+    if _is_store(path):
+        return path.absolute().parent
+    return path / "store" if (path / "plan.json").exists() or (path / "config.toml").exists() else path
+
+
 def stores_in(path: Path) -> list[Path]:
     """The folders of all stores that ``path`` names: a run folder, a folder of stores, or one store.
 
     :raises InputError: it names none of these.
     """
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder; name a run folder, a --store folder or a single store")
+    root = root_of(path)
     if _is_store(path):
         return [path]
-    inside = path / "store" if (path / "plan.json").exists() or (path / "config.toml").exists() else path
-    found = sorted(folder for folder in inside.iterdir() if _is_store(folder)) if inside.is_dir() else []
-    if not found and inside != path:
+    found = sorted(folder for folder in root.iterdir() if _is_store(folder)) if root.is_dir() else []
+    if found or _removals(root):
+        return found
+    if root != path:
         raise InputError(f"{path}: the run holds no stores; if it was started with --store, name that folder")
-    if not found and any(path.iterdir()):
+    if any(path.iterdir()):
         raise InputError(f"{path}: holds no stores; name a run folder, a --store folder or a single store")
-    return found
+    return []
 
 
 def _is_store(folder: Path) -> bool:
@@ -67,6 +80,7 @@ class StoreFacts:
     """What is known of a store.
 
     :param outputs: one line for each output: dtype, k and temperature, shape.
+    :param schema: what is stored of each output, whatever its shape.
     :param bytes: size on disk.
     :param teacher: 12 hexadecimal digits that change with the teacher's fingerprint.
     :param used: when a run last used it, in seconds since 1970.
@@ -79,14 +93,22 @@ class StoreFacts:
     used: float
     rows: int = 0
     outputs: tuple[str, ...] = ()
+    schema: tuple[str, ...] = ()
     teacher: str = ""
     kdcore: str = ""
     vocabulary: str = ""
     problem: str = ""
 
 
-def facts_of(folder: Path) -> StoreFacts:
-    """Describe a store; of a damaged one, what is wrong."""
+def facts_of(folder: Path) -> StoreFacts | None:
+    """Describe a store; of a damaged one, what is wrong; None where it has just been removed."""
+    try:
+        return _facts_of(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _facts_of(folder: Path) -> StoreFacts:
     files = [path.stat() for path in folder.iterdir()]
     size = sum(file.st_size for file in files)
     header = folder / HEADER
@@ -102,11 +124,13 @@ def facts_of(folder: Path) -> StoreFacts:
                 used,
                 rows=store.rows,
                 outputs=tuple(_describe(output, row, store.shapes) for output, row in store.schema.items()),
+                schema=tuple(_describe(output, row, {}) for output, row in store.schema.items()),
                 teacher=hashlib.sha256(known["fingerprint"].encode()).hexdigest()[:12],
                 kdcore=known["kdcore"],
                 vocabulary=known.get("vocabulary", ""),
             )
     except InputError as error:
+        folder.stat()
         return StoreFacts(folder, name, size, used, problem=str(error))
 
 
@@ -125,12 +149,15 @@ def _describe(name: str, row: Row, shapes: dict[str, list[int]]) -> str:
 
 @contextlib.contextmanager
 def _seized(folder: Path) -> Iterator[bool]:
-    """Keep every other process from a store; False where one uses it."""
+    """Keep every other process from a store; False where one uses it, or has just removed it."""
     header = folder / HEADER
     if not header.exists():  # nobody can have opened it
         yield True
         return
-    handle = seize(header)
+    try:
+        handle = seize(header)
+    except FileNotFoundError:
+        handle = None
     try:
         yield handle is not None
     finally:
@@ -154,10 +181,10 @@ def _parts(folder: Path) -> list[Part]:
 
     :raises InputError: the store's header or shapes are damaged.
     """
-    shapes = read_sealed(folder / SHAPES)
-    if shapes is None:
+    if not (folder / SHAPES).exists():
         return []
-    layout = Layout(stored_schema(schema_in(folder, read_header(folder))), shapes["shapes"])
+    layout = read_layout(folder, schema_in(folder, read_header(folder)))
+    assert layout is not None
     return [Part(index, layout) for index in sorted({path.with_suffix(".index") for path in folder.glob("rows-*.*")})]
 
 
@@ -180,7 +207,7 @@ def cut_unfinished(folder: Path) -> int:
     :raises InputError: a file of the store is damaged.
     """
     with _seized(folder) as ours:
-        if not ours:
+        if not ours or not folder.exists():
             return 0
         freed = unfinished_bytes(folder)
         for part in _parts(folder):
@@ -192,18 +219,34 @@ def cut_unfinished(folder: Path) -> int:
     return freed
 
 
-def remove(folder: Path) -> bool:
-    """Remove a store, at once for everybody who opens one; False where another process uses it."""
+def remove(folder: Path, used: float) -> bool:
+    """Remove a store, at once for everybody who opens one; False where another process uses it, or has since ``used``.
+
+    :param used: when a run last used it, as `StoreFacts` says.
+    """
+    header = folder / HEADER
     with _seized(folder) as ours:
-        if not ours:
+        if not ours or not folder.exists() or (header.exists() and header.stat().st_mtime != used):
             return False
         gone = folder.with_name(f"{REMOVED}{folder.name}-{secrets.token_hex(4)}")
         folder.rename(gone)
-        shutil.rmtree(gone)
+        _delete(gone)
     return True
 
 
 def remove_leftovers(root: Path) -> None:
     """Finish removals that were interrupted."""
-    for folder in root.glob(f"{REMOVED}*"):
-        shutil.rmtree(folder)
+    for folder in _removals(root):
+        _delete(folder)
+
+
+def _removals(root: Path) -> list[Path]:
+    """What `remove` has named and not yet deleted."""
+    return [path for path in root.glob(f"{REMOVED}*") if re.fullmatch(r".+-[0-9a-f]{16}-[0-9a-f]{8}", path.name)]
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, which another process may be deleting too."""
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)

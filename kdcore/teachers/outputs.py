@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from kdcore.data.batch import Batch
@@ -20,7 +22,7 @@ from kdcore.errors import InputError, PluginError, blaming
 from kdcore.model_source import sources_in
 from kdcore.recipe import Example, Stage, Teacher
 from kdcore.teachers.store import Store, fingerprint_path, row_key
-from kdcore.teachers.topk_rows import LOG_REST, condense, restore
+from kdcore.teachers.topk_rows import condense, may_be_impossible, restore
 
 if TYPE_CHECKING:
     from kdcore.engine.models import Models
@@ -105,6 +107,7 @@ class StageTeachers:
         if name not in self._stores:
             teacher = self[name]
             assert teacher.store is not None
+            vocabulary = self._vocabulary(name)
             sources = self._fingerprints(teacher)
             if not sources and not teacher.identity and teacher.build is not None:
                 sources = [hash_weights(self.module(name))]
@@ -115,7 +118,7 @@ class StageTeachers:
                 name=name,
                 fingerprint=fingerprint,
                 schema=teacher.store,
-                vocabulary=self._vocabulary(name),
+                vocabulary=vocabulary,
                 writer=self.run.rank,
             )
             self._stores[name].mark_used()
@@ -213,7 +216,7 @@ class StageTeachers:
         for output in schema:
             if output not in outputs:
                 raise PluginError(f"teacher_outputs gave no {output!r} for teacher {name!r}, which its store lists")
-        plain = condense({output: outputs[output] for output in schema}, schema)
+        plain = condense({output: outputs[output] for output in schema}, schema, batch.mask)
         stored, arrays = self.store(name).stored, {}
         for output, row in stored.items():
             values = plain[output]
@@ -225,20 +228,25 @@ class StageTeachers:
         return [{output: arrays[output][place] for output in stored} for place in range(len(batch))]
 
     def _check(self, name: str, output: str, values: Any, batch: Batch) -> None:
-        """Refuse what is no row of finite numbers for each example; only the log of a rest may be minus infinity."""
+        """Refuse what is no row of usable numbers for each example."""
         if not isinstance(values, torch.Tensor) or values.ndim == 0:
             raise PluginError(f"teacher {name!r}: {output!r} is no tensor with a row for each example")
         if len(values) != len(batch):
             raise PluginError(f"teacher {name!r}: {output!r} has {len(values)} rows for {len(batch)} examples")
-        if not values.is_floating_point():
+        self._refuse_infinite(name, output, values, f"one of {batch.ids[:3]}, ...")
+
+    def _refuse_infinite(self, name: str, output: str, values: Any, whose: str) -> None:
+        """Refuse numbers that are not finite; only a log-probability may be minus infinity."""
+        array = values if isinstance(values, torch.Tensor) else np.asarray(values)
+        if not isinstance(array, torch.Tensor) and array.dtype.kind != "f":
             return
-        usable = torch.isfinite(values)
-        if output.endswith(LOG_REST):
-            usable |= values.isneginf()
+        usable = torch.isfinite(array) if isinstance(array, torch.Tensor) else np.isfinite(array)
+        if output in may_be_impossible(self[name].store or {}):
+            usable |= array == -math.inf
         if not usable.all():
             raise InputError(
-                f"teacher {name!r} gave NaN or infinite {output!r} for one of {batch.ids[:3]}, ...: "
-                "none of these was stored; check the teacher's weights and these examples"
+                f"teacher {name!r} gave NaN or infinite {output!r} for {whose}: "
+                "none of these was stored; check the teacher and these examples"
             )
 
     def _fill_from_rows(
@@ -252,7 +260,11 @@ class StageTeachers:
                 if identifier not in missing:
                     continue
                 del missing[identifier]
-                pending.append((row_key({"id": identifier}), condense(row, teacher.store or {})))
+                with blaming(f"in the row {identifier!r} of teacher {name!r}"):
+                    plain = condense(row, teacher.store or {})
+                for output, values in plain.items():
+                    self._refuse_infinite(name, output, values, repr(identifier))
+                pending.append((row_key({"id": identifier}), plain))
                 bar.advance(1)
                 if len(pending) == 1024:
                     store.append(*zip(*pending))
@@ -270,6 +282,7 @@ class StageTeachers:
     def compute(self, name: str, batch: Batch, models: Models | None = None) -> Mapping[str, Any]:
         """Ask the newest joiner first, then the owner, for the outputs of one teacher."""
         teacher = self[name]
+        self._vocabulary(name)
         module = None if teacher.inplace else self.module(name)
         with torch.set_grad_enabled(teacher.inplace):
             for plugin in self.plugins.newest_first("teacher_outputs"):

@@ -15,6 +15,8 @@ from kdcore.teachers.layout import Layout
 from kdcore.teachers.locks import seize
 from kdcore.teachers.sealed import sync_folder
 
+PAGE = 4096
+
 
 def record_dtype(layout: Layout) -> np.dtype:
     """One row's record: its key, where its data lies, the lengths of its ragged outputs, the data's CRC-32, how many
@@ -35,7 +37,8 @@ class Part:
     """The finished rows of one writer, read through a memory map.
 
     An append counts once the record of its last row is whole: all its rows, or none. Data is durable before its records
-    are written, so whatever follows the last finished append belongs to an interrupted one and is never read.
+    are written. What follows the last finished append belongs to an interrupted one and is never read: whole records,
+    part of one, and zeros where a power failure kept a page from the disk. Any other record is damaged.
 
     :param index: the index file; the data file lies beside it.
     :ivar records: those of the finished appends, as far as `scan` has seen.
@@ -50,16 +53,11 @@ class Part:
     def scan(self) -> bool:
         """Take in the appends finished since the last scan; return whether there were any.
 
-        :raises InputError: a record before the last whole append is damaged, or the data file lacks what it names.
+        :raises InputError: a record is damaged, or the data file lacks what it names.
         """
-        raw = self._raw_index(len(self.records))
-        good = self._good(raw)
-        added = np.frombuffer(raw, self.dtype, len(good))
-        finished = np.flatnonzero(good & (added["following"] == 0))
-        added = added[: finished[-1] + 1 if len(finished) else 0]
-        if not good[: len(added)].all():
-            number = len(self.records) + int(np.argmin(good))
-            raise InputError(f"{self.index}: record {number} is damaged (its checksum differs); {self._fix()}")
+        added, damaged = self._finished(self._raw_index(len(self.records)), len(self.records))
+        if damaged:
+            raise InputError(f"{self.index}: record {damaged[0]} is damaged (its checksum differs); {self._fix()}")
         end = self.layout.end(added["offset"], added["lengths"])
         if end > self._data_size():
             raise InputError(
@@ -77,13 +75,7 @@ class Part:
         end = max(map(sum, zip(offsets, sizes)))
         if end == 0:
             return [b"" for _ in offsets]
-        if self._map is None or len(self._map) < end:
-            self.close()
-            with self.data.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        mapped = self._map
-        if mapped.size() < end:
-            raise InputError(f"{self.data}: was cut to {mapped.size()} bytes, its rows need {end}; {self._fix()}")
+        mapped = self._mapped(end)
         rows = [mapped[offset : offset + size] for offset, size in zip(offsets, sizes)]
         for row, checksum, offset in zip(rows, checksums, offsets):
             if crc32(row) != checksum:
@@ -92,33 +84,46 @@ class Part:
                 )
         return rows
 
+    def _mapped(self, end: int) -> mmap.mmap:
+        """The data file, of at least so many bytes."""
+        if self._map is None or len(self._map) < end:
+            self.close()
+            if self._data_size() < end:
+                raise self._cut(self._data_size(), end)
+            with self.data.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._map.size() < end:
+            raise self._cut(self._map.size(), end)
+        return self._map
+
+    def _cut(self, size: int, end: int) -> InputError:
+        return InputError(f"{self.data}: was cut to {size} bytes, its rows need {end}; {self._fix()}")
+
     def verify(self) -> list[str]:
         """Read every byte afresh and describe what is wrong, with the fix."""
-        problems = []
         raw, length = self._raw_index(0), self._data_size()
-        good = self._good(raw)
-        records = np.frombuffer(raw, self.dtype, len(good))
-        position = 0
+        records, damaged = self._finished(raw, 0)
+        problems = [f"{self.index}: record {number} is damaged; {self._fix()}" for number in damaged]
         with (self.data if self.data.exists() else Path(os.devnull)).open("rb") as file:
             for number, record in enumerate(records):
                 offset, size = int(record["offset"]), int(self.layout.sizes(record["lengths"]))
-                if not good[number]:
-                    problems.append(f"{self.index}: record {number} is damaged; {self._fix()}")
+                if number in damaged:
                     continue
                 if offset + size > length:
                     problems.append(
                         f"{self.data}: ends at byte {length}, before the end of row {number}; {self._fix()}"
                     )
-                else:
-                    file.seek(offset)
-                    if crc32(file.read(size)) != record["crc"]:
-                        problems.append(f"{self.data}: row {number}, at byte {offset}, is damaged; {self._fix()}")
-                position = offset + size
+                    continue
+                file.seek(offset)
+                if crc32(file.read(size)) != record["crc"]:
+                    problems.append(f"{self.data}: row {number}, at byte {offset}, is damaged; {self._fix()}")
+        if damaged:
+            return problems
+        past = length - self.layout.end(records["offset"], records["lengths"])
         cut = "kdcore store prune, or the next run that appends, cuts it off"
-        if len(raw) % self.dtype.itemsize or (len(records) and records["following"][-1]):
+        if len(raw) > len(records) * self.dtype.itemsize:
             problems.append(f"{self.index}: ends in an unfinished append (an interrupted write); {cut}")
-        if length > position:
-            past = length - position
+        if past > 0:
             problems.append(f"{self.data}: has {past} bytes past its last row (an interrupted write); {cut}")
         return problems
 
@@ -145,13 +150,23 @@ class Part:
             file.seek(start * self.dtype.itemsize)
             return file.read()
 
-    def _good(self, raw: bytes) -> np.ndarray:
+    def _finished(self, raw: bytes, first: int) -> tuple[np.ndarray, list[int]]:
+        """The records of finished appends in the bytes from record ``first`` on, and the numbers of damaged records."""
         size = self.dtype.itemsize
-        count = len(raw) // size
-        view = memoryview(raw)
-        actual = [crc32(view[start : start + size - 4]) for start in range(0, count * size, size)]
-        good: np.ndarray = np.asarray(actual, np.uint32) == np.frombuffer(raw, self.dtype, count)["check"]
-        return good
+        records = np.frombuffer(raw, self.dtype, len(raw) // size)
+        checks = [crc32(raw[start : start + size - 4]) for start in range(0, len(records) * size, size)]
+        good = np.asarray(checks, np.uint32) == records["check"]
+        ends = np.flatnonzero(good & (records["following"] == 0))
+        finished = int(ends[-1]) + 1 if len(ends) else 0
+        bad = np.flatnonzero(~good).tolist()
+        return records[:finished], [first + at for at in bad if at < finished or not self._is_blank(raw, first, at)]
+
+    def _is_blank(self, raw: bytes, first: int, at: int) -> bool:
+        """Whether a record is zeros, or its part before or after the end of a page."""
+        size = self.dtype.itemsize
+        record = raw[at * size : (at + 1) * size]
+        before = -(first + at) * size % PAGE
+        return any(part and not any(part) for part in (record[:before], record[before:]))
 
     def _data_size(self) -> int:
         return self.data.stat().st_size if self.data.exists() else 0

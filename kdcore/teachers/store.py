@@ -41,14 +41,21 @@ from kdcore.errors import InputError, KDCoreError, RunError
 from kdcore.names import RULE, is_name
 from kdcore.recipe import Row
 from kdcore.teachers.fingerprint import KEY_BYTES, Key, fingerprint_path, row_key
-from kdcore.teachers.header import HEADER, folder_of, make_header, read_header, schema_in, write_header
+from kdcore.teachers.header import (
+    HEADER,
+    folder_of,
+    make_header,
+    read_header,
+    read_layout,
+    schema_in,
+    write_header,
+)
 from kdcore.teachers.layout import SHAPES, Column, Layout, as_tensors, collate
 from kdcore.teachers.locks import seize, share
 from kdcore.teachers.part import Part, Writer, record_dtype
-from kdcore.teachers.sealed import read_sealed, write_sealed
+from kdcore.teachers.sealed import write_sealed
 from kdcore.teachers.table import Table
 from kdcore.teachers.topk_rows import stored_schema
-from kdcore.teachers.verify import problems_of
 
 if TYPE_CHECKING:
     import torch
@@ -116,9 +123,10 @@ class Store:
         try:
             while True:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_header(folder, asked)
-                if (held := share(folder / HEADER)) is not None:
-                    break
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile by kdcore store prune
+                    write_header(folder, asked)
+                    if (held := share(folder / HEADER)) is not None:
+                        break
             with _closing_on_error(held):
                 return cls(folder, read_header(folder, asked), schema, held, writer)
         except OSError as error:
@@ -145,11 +153,6 @@ class Store:
         """How many keys have a row, as far as this process has seen."""
         return len(self._table) if self._table else 0
 
-    @property
-    def bytes(self) -> int:
-        """The size of the store's files."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
-
     def refresh(self) -> None:
         """Look for rows that other processes finished.
 
@@ -170,6 +173,14 @@ class Store:
     def keys(self) -> list[Key]:
         """The keys that have a row, as far as this process has seen, in the order in which the rows lie on disk."""
         return self._table.keys() if self._table is not None else []
+
+    def sizes(self, keys: Sequence[Key]) -> list[int]:
+        """The bytes that the row of each key takes.
+
+        :raises MissingRowError: a key has no row.
+        """
+        records = self._records(keys)[0]
+        return self._layout.sizes(records["lengths"]).tolist() if self._layout is not None else []
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -241,10 +252,7 @@ class Store:
         :raises MissingRowError: a key has no row.
         :raises InputError: a row's data is damaged.
         """
-        found, records, owners = self._find(keys)
-        if not found.all():
-            key = keys[int(np.flatnonzero(~found)[0])]
-            raise MissingRowError(f"{self.folder}: no row for key {key.hex()}; fill the store before reading it")
+        records, owners = self._records(keys)
         if self._layout is None or self._table is None:
             return {output: [] if row.lengths else np.empty(0) for output, row in self.stored.items()}
         sizes = self._layout.sizes(records["lengths"])
@@ -261,10 +269,6 @@ class Store:
     def read_padded(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
         """As `read`, but as tensors of the schema's dtypes, ragged rows padded: ``(rows, longest, ...)``."""
         return as_tensors(self.read(keys), self.stored)
-
-    def verify(self) -> list[str]:
-        """Read every byte on disk again (see `problems_of`)."""
-        return problems_of(self.folder)
 
     def close(self) -> None:
         """Release files, maps and locks."""
@@ -284,6 +288,14 @@ class Store:
     ) -> None:
         self.close()
 
+    def _records(self, keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
+        """Return each key's record, and the position of its part in the table."""
+        found, records, owners = self._find(keys)
+        if not found.all():
+            key = keys[int(np.flatnonzero(~found)[0])]
+            raise MissingRowError(f"{self.folder}: no row for key {key.hex()}; fill the store before reading it")
+        return records, owners
+
     def _find(self, keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return for each key whether it has a row, its record, and the position of its part in the table."""
         if any(len(key) != KEY_BYTES for key in keys):
@@ -297,9 +309,8 @@ class Store:
         return sorted(first.values())
 
     def _load_layout(self) -> Layout | None:
-        if self._layout is None and (shapes := read_sealed(self.folder / SHAPES)) is not None:
-            self._layout = Layout(self.stored, shapes["shapes"])
-            self._table = Table(record_dtype(self._layout))
+        if self._layout is None and (layout := read_layout(self.folder, self.schema)) is not None:
+            self._layout, self._table = layout, Table(record_dtype(layout))
         return self._layout
 
     def _learn_layout(self, row: Mapping[str, Any]) -> Layout:

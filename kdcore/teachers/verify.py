@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kdcore.errors import InputError
-from kdcore.teachers.header import HEADER, read_header, schema_in
-from kdcore.teachers.layout import SHAPES, Layout
+from kdcore.teachers.header import HEADER, read_header, read_layout, schema_in
+from kdcore.teachers.layout import SHAPES
 from kdcore.teachers.part import Part
 from kdcore.teachers.sealed import read_sealed
-from kdcore.teachers.topk_rows import stored_schema
 
 __all__ = ["problems_of"]
 
@@ -22,24 +19,19 @@ def problems_of(folder: Path) -> list[str]:
     Ask while nobody appends: a write in progress looks like an interrupted one.
     """
     problems: list[str] = []
-    layout = None
-    header, shapes = _document(folder, HEADER, problems), _document(folder, SHAPES, problems)
-    parts = {path.with_suffix(".index") for path in folder.glob("rows-*.*")}
-    if header is None and not problems:
-        problems.append(f"{folder / HEADER}: missing; delete {folder}, it is computed again")
-    if shapes is None and parts and not problems:
-        problems.append(f"{folder / SHAPES}: missing; delete {folder}, it is computed again")
-    if header is not None and shapes is not None:
+    for name in (HEADER, SHAPES):
         try:
-            layout = Layout(stored_schema(schema_in(folder, header)), shapes["shapes"])
+            read_sealed(folder / name)
         except InputError as error:
             problems.append(str(error))
-    return problems + [problem for index in sorted(parts) if layout for problem in Part(index, layout).verify()]
-
-
-def _document(folder: Path, name: str, problems: list[str]) -> Mapping[str, Any] | None:
+    if problems:
+        return problems
+    parts = sorted({path.with_suffix(".index") for path in folder.glob("rows-*.*")})
+    missing = [name for name in (HEADER, SHAPES) if not (folder / name).exists() and (name == HEADER or parts)]
+    if missing:
+        return [f"{folder / missing[0]}: missing; delete {folder}, it is computed again"]
     try:
-        return (read_header(folder) or None) if name == HEADER else read_sealed(folder / name)
+        layout = read_layout(folder, schema_in(folder, read_header(folder)))
     except InputError as error:
-        problems.append(str(error))
-        return None
+        return [str(error)]
+    return [problem for index in parts if layout for problem in Part(index, layout).verify()]

@@ -20,6 +20,7 @@ from kdcore.exporting.inputs import inputs_of_run
 from kdcore.exporting.reopen import measure_with, reopen
 from kdcore.exporting.student import open_student
 
+BERT_TOPICS = Path(__file__).parents[1] / "methods" / "bert_topics.py"
 EXPORTED = ["export.json", "model.onnx", "model_int8.onnx"]
 
 
@@ -93,7 +94,7 @@ def test_the_cards_example_runs(run, monkeypatch):
     assert found["output"].shape == (1, 4)
 
 
-def test_an_export_is_replaced_only_by_force(run, fail, tmp_path):
+def test_an_export_is_replaced_only_by_force(run, fail, tmp_path, capsys):
     folder = run / "student/onnx"
     line = fail("export", run)
     assert line.endswith("already exported (export.json, model.onnx, model_int8.onnx); --force does it again")
@@ -101,7 +102,9 @@ def test_an_export_is_replaced_only_by_force(run, fail, tmp_path):
     assert "notes.txt is there, which kdcore export did not write" in fail("export", run, "--force")
     (folder / "notes.txt").unlink()
     kept = shutil.copytree(run, tmp_path / "topics")
+    capsys.readouterr()
     assert main(["export", str(kept), "--force"]) == 0
+    assert "removed   the earlier model_int8.onnx; --int8 writes it again" in capsys.readouterr().out
     assert sorted(path.name for path in (kept / "student/onnx").iterdir()) == EXPORTED[:2]
     assert len(json.loads((kept / "result.json").read_text())["exports"][0]["files"]) == 2
 
@@ -172,6 +175,35 @@ def test_the_file_is_what_the_run_is_tested_with(run, trained):
         sum(exact["accuracy"].samples[key] * reversed_["accuracy"].samples[key] for key in exact["accuracy"].samples)
         == 0
     )
+
+
+def test_a_run_whose_data_plugin_or_settings_changed_is_not_measured(variant, execute, fail, monkeypatch):
+    shifted = {"% 4 == 0": "% 4 == int(__import__('os').environ.get('SHIFT', 0))"}
+    run = execute(plugins=(variant(shifted, BERT_TOPICS),))
+    monkeypatch.setenv("SHIFT", "1")
+    line = fail("export", run)
+    assert f"{run}: changed since the run: the data; undo that, or compare with --texts FILE and without" in line
+    monkeypatch.delenv("SHIFT")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("steps = 4", "steps = 5"))
+    assert "changed since the run: steps; undo that" in fail("export", run, "--evaluate")
+    (run / "config.toml").write_text(config)
+    variant({**shifted, "item(example)": "item(example, /)"}, BERT_TOPICS)
+    assert "changed since the run: version of bert-topics; undo that" in fail("export", run, "--evaluate")
+    assert not (run / "student" / "onnx").exists()
+
+
+def test_the_student_is_measured_beside_its_files(run, tmp_path):
+    """A figure of the run may come from another device, precision or metric's code."""
+    copy = shutil.copytree(run, tmp_path / "topics")
+    evaluation = copy / "arms/distill/seed-0/evaluation.json"
+    record = json.loads(evaluation.read_text())
+    measured = record["rows"][0]["metrics"]["accuracy"]["value"]
+    record["rows"][0]["metrics"]["accuracy"]["value"] = measured / 2
+    evaluation.write_text(json.dumps(record))
+    assert main(["export", str(copy), "--evaluate", "--force"]) == 0
+    files = json.loads((copy / "student/onnx/export.json").read_text())["files"]
+    assert [file["headline"] for file in files] == [measured, measured]
 
 
 def test_a_damaged_record_is_named(run, fail, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcore.recipe import Row
+from kdcore.teachers.header import HEADER
 from kdcore.teachers.inventory import remove
 from kdcore.teachers.locks import seize, share
 from kdcore.teachers.store import Store
@@ -53,8 +54,10 @@ def test_a_store_that_is_removed_is_made_anew_by_whoever_opens_it(tmp_path: Path
     with opened() as store:
         store.append([bytes(16)], [{"score": np.float32(1)}])
         assert store.keys() == [bytes(16)]  # numpy's strings end at their last byte that is not 0
-        assert not remove(store.folder)
-    assert remove(store.folder)
+        used = (store.folder / HEADER).stat().st_mtime
+        assert not remove(store.folder, used)
+    assert not remove(store.folder, used - 1)
+    assert remove(store.folder, used)
     assert list(tmp_path.iterdir()) == []
     with opened() as store:
         assert store.rows == 0

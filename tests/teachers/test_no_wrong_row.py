@@ -117,7 +117,7 @@ def test_every_length_of_every_file(store: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize("kind", ["flipped", "cut"])
 def test_missing_rows_are_recomputed_to_the_same_bytes(store: tuple[Path, str], kind: str) -> None:
-    """Damage to the newest append looks like an interrupted one, whose rows are simply appended again."""
+    """After an interrupted append its rows are simply appended again, after damage once the named files are deleted."""
     root, name = store
     [folder] = root.iterdir()
     index, data = folder / "rows-00000-000.index", folder / "rows-00000-000.data"
@@ -125,9 +125,16 @@ def test_missing_rows_are_recomputed_to_the_same_bytes(store: tuple[Path, str], 
     for position in range(len(content) * 3 // 4, len(content)):
         damaged = content[:position] + bytes([content[position] ^ 0x20]) + content[position + 1 :]
         index.write_bytes(damaged if kind == "flipped" else content[:position])
+        lost = [[3]]
+        if kind == "flipped":
+            assert f"delete {data.name} and {index.name}" in outcome(root, name, index)
+            index.unlink()
+            data.unlink()
+            lost = [[0, 1, 2], [3]]
         with opened(root, name) as store_again:
-            assert assert_right_or_missing(store_again, name) == [3]
-            store_again.append([KEYS[3]], [row(name, 3)])
+            assert assert_right_or_missing(store_again, name) == [number for numbers in lost for number in numbers]
+            for numbers in lost:
+                store_again.append([KEYS[n] for n in numbers], [row(name, n) for n in numbers])
             assert assert_right_or_missing(store_again, name) == []
         assert (index.read_bytes(), data.read_bytes()) == (content, rows)
 

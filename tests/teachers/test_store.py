@@ -13,8 +13,10 @@ import torch
 
 from kdcore.errors import InputError, KDCoreError
 from kdcore.recipe import Row
+from kdcore.teachers.inventory import facts_of
 from kdcore.teachers.sealed import write_sealed
 from kdcore.teachers.store import MissingRowError, Store, collate, row_key
+from kdcore.teachers.verify import problems_of
 
 DTYPES = ["float32", "float16", "bfloat16", "int8", "int32", "int64"]
 
@@ -48,7 +50,7 @@ def test_fixed_rows_come_back_stacked_and_bit_equal(tmp_path: Path, dtype: str, 
         padded = store.read_padded([key(i) for i in order])["logits"]
         assert padded.dtype is expected.dtype
         assert torch.equal(padded, expected[order])
-        assert store.verify() == []
+        assert problems_of(store.folder) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -152,9 +154,9 @@ def test_missing_append_and_duplicates(tmp_path: Path) -> None:
         store.append([keys[4], keys[2]], [{"score": 99.0}, {"score": 2.0}])
         assert store.missing(keys) == [0, 3, 5]
         assert store.rows == 3
-        before = store.bytes
+        before = facts_of(store.folder).bytes
         store.append([keys[1]], [{"score": 99.0}])
-        assert store.bytes == before == sum(file.stat().st_size for file in store.folder.iterdir())
+        assert facts_of(store.folder).bytes == before == sum(file.stat().st_size for file in store.folder.iterdir())
         store.refresh()
         assert store.rows == 3
         assert store.read([keys[4], keys[1], keys[2], keys[1]])["score"].tolist() == [4, 1, 2, 1]

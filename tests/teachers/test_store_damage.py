@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 
 from kdcore.errors import InputError, RunError
+from kdcore.teachers.inventory import cut_unfinished
+from kdcore.teachers.part import PAGE
+from kdcore.teachers.store import Store
+from kdcore.teachers.verify import problems_of
 
 Opened = Callable[..., Any]
 APPENDS = [[0], [1, 2], [3, 4, 5]]
@@ -30,7 +34,7 @@ def filled(opened: Opened, root: Path) -> Path:
     with opened(root) as store:
         for numbers in APPENDS:
             store.add(numbers)
-        assert store.verify() == []
+        assert problems_of(store.folder) == []
         return store.folder
 
 
@@ -43,7 +47,7 @@ def fill_up(store: Any) -> None:
     """Append one missing row, shorter than what was interrupted, then all others."""
     for numbers in ([*set(ROWS).difference(present(store)), 0][:1], list(ROWS)):
         store.add(numbers)
-        assert store.verify() == []
+        assert problems_of(store.folder) == []
     assert all(store.is_right(number) for number in ROWS)
 
 
@@ -123,12 +127,56 @@ def test_records_that_a_power_failure_left_as_zeros_are_not_rows(tmp_path: Path,
     assert_resumes(opened, tmp_path, kept)
 
 
+def test_a_damaged_last_record_is_no_interrupted_write(tmp_path: Path, opened: Opened) -> None:
+    """Every byte of it, and of an append whose last rows are lost: rows never vanish without a word."""
+    index = only(filled(opened, tmp_path), "*.index")
+    whole = index.read_bytes()
+    size = len(whole) // 6
+    for end in (len(whole), len(whole) - size):
+        for position in range(end - size, end):
+            raw = bytearray(whole[:end])
+            raw[position] ^= 1
+            index.write_bytes(raw)
+            with pytest.raises(InputError, match=f"record {end // size - 1} is damaged"):
+                opened(tmp_path)
+            with pytest.raises(InputError, match="is damaged"):
+                cut_unfinished(index.parent)
+            assert index.read_bytes() == raw
+
+
+def test_a_page_of_zeros_that_cuts_records_is_an_interrupted_write(tmp_path: Path, opened: Opened) -> None:
+    with opened(tmp_path) as store:
+        store.add(range(300))
+        folder = store.folder
+    index = only(folder, "*.index")
+    whole = index.read_bytes()
+    assert len(whole) > 2 * PAGE
+    for torn in (whole[:PAGE] + bytes(len(whole) - PAGE), whole[:PAGE] + bytes(PAGE) + whole[2 * PAGE : -1]):
+        index.write_bytes(torn)
+        with Store.at(folder) as store:
+            assert store.rows == 0
+        assert [problem for problem in problems_of(folder) if "interrupted" not in problem] == []
+    assert cut_unfinished(folder) > 0
+    assert_resumes(opened, tmp_path, [])
+
+
+@pytest.mark.parametrize("lose", [lambda data: os.truncate(data, 0), Path.unlink])
+def test_data_lost_while_the_store_is_open_is_refused(
+    tmp_path: Path, opened: Opened, lose: Callable[[Path], None]
+) -> None:
+    folder = filled(opened, tmp_path)
+    with opened(tmp_path) as store:
+        lose(only(folder, "*.data"))
+        with pytest.raises(InputError, match="was cut to 0 bytes, its rows need"):
+            store.read([store.key(5)])
+
+
 def damage(opened: Opened, root: Path) -> str:
     """Open, verify and read the whole store: what was said of it. A wrong row fails the test."""
     said = []
     try:
         with opened(root) as store:
-            said += store.verify()
+            said += problems_of(store.folder)
             for number in present(store):
                 try:
                     right = store.is_right(number)
@@ -162,13 +210,13 @@ def test_every_byte_flipped_while_the_store_is_open_is_detected(tmp_path: Path, 
                 with path.open("r+b") as file:
                     file.seek(position)
                     file.write(bytes([raw[position] ^ 0x10]))
-                assert len(store.verify()) >= 1, (path, position)
+                assert len(problems_of(store.folder)) >= 1, (path, position)
                 if path.suffix == ".data":
                     with pytest.raises(InputError, match="is damaged"):
                         store.read([store.key(number) for number in ROWS])
                 with path.open("r+b") as file:
                     file.write(raw)
-        assert store.verify() == []
+        assert problems_of(store.folder) == []
 
 
 @pytest.mark.parametrize("name", ["header.json", "shapes.json", "rows-00000-000.index", "rows-00000-000.data"])
@@ -176,7 +224,7 @@ def test_a_lost_file_is_detected(tmp_path: Path, name: str, opened: Opened) -> N
     folder = filled(opened, tmp_path)
     with opened(tmp_path) as store:
         (folder / name).unlink()
-        assert any(name.partition(".")[0] in problem for problem in store.verify())
+        assert any(name.partition(".")[0] in problem for problem in problems_of(store.folder))
     if name in ("shapes.json", "rows-00000-000.data"):
         with pytest.raises(InputError, match="delete"):
             opened(tmp_path)
@@ -287,4 +335,4 @@ def test_a_disk_that_is_really_full(small_disk: Path, opened: Opened) -> None:
         store.add(list(range(count + 50)))
         assert store.rows == count + 50
         assert all(store.is_right(number) for number in range(count + 50))
-        assert store.verify() == []
+        assert problems_of(store.folder) == []

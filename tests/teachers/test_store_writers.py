@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from kdcore.errors import InputError
+from kdcore.teachers.header import write_header
+from kdcore.teachers.verify import problems_of
 
 Opened = Callable[..., Any]
 
@@ -58,7 +60,7 @@ def test_two_processes_write_at_once(tmp_path: Path, opened: Opened) -> None:
         store.refresh()
         assert store.rows == 500
         assert all(store.is_right(number) for number in range(500))
-        assert store.verify() == []
+        assert problems_of(store.folder) == []
         assert len(list(store.folder.glob("*.index"))) == 2
 
 
@@ -87,7 +89,7 @@ def test_a_process_killed_while_filling_loses_nothing_that_it_reported(
     with opened(tmp_path) as store:
         assert store.rows == 400
         assert all(store.is_right(number) for number in range(400))
-        assert store.verify() == []
+        assert problems_of(store.folder) == []
 
 
 def test_writers_of_one_number_take_different_files(tmp_path: Path, opened: Opened) -> None:
@@ -102,7 +104,7 @@ def test_writers_of_one_number_take_different_files(tmp_path: Path, opened: Open
             store.refresh()
             assert store.missing([store.key(number) for number in range(6)]) == [5]
             assert all(store.is_right(number) for number in range(5))
-        assert first.verify() == []
+        assert problems_of(first.folder) == []
     with opened(tmp_path, writer=0) as store:
         store.add([5])
         assert len(list(store.folder.glob("*.index"))) == 2
@@ -125,3 +127,21 @@ def test_two_first_rows_of_different_shape_cannot_both_enter(tmp_path: Path, ope
         first.add([0])
         with pytest.raises(InputError, match=r"shape \(1,\), the store's rows have \(2,\)"):
             second.append([second.key(1)], [{"score": [1.0], "tokens": [1]}])
+
+
+def test_a_store_pruned_while_it_is_opened_is_made_again(
+    tmp_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned: list[Path] = []
+
+    def write(folder: Path, header: dict[str, Any]) -> None:
+        if not pruned:
+            pruned.append(folder)
+            folder.rmdir()
+        write_header(folder, header)
+
+    monkeypatch.setattr("kdcore.teachers.store.write_header", write)
+    with opened(tmp_path) as store:
+        store.add([1])
+        assert store.is_right(1)
+        assert [store.folder] == pruned

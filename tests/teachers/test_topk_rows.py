@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,6 @@ from kdcore.teachers.header import HEADER
 from kdcore.teachers.outputs import StageTeachers, TeacherOutputs
 from kdcore.teachers.sealed import read_sealed, write_sealed
 from kdcore.teachers.store import Store
-from kdcore.teachers.topk_rows import condense, restore, stored_schema
 
 VOCABULARY = 50
 TEXTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3], [5], [8, 9, 7]]
@@ -122,44 +122,10 @@ def test_what_is_read_is_what_top_k_gives_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(read(again)[:3], expected[:3]))
 
 
-def test_many_positions_are_condensed_in_pieces_with_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, schema = torch.randn(3, 5, VOCABULARY), {"logits": Row(topk=4)}
-    whole = condense({"logits": logits}, schema)
-    monkeypatch.setattr("kdcore.teachers.topk_rows.LOGITS_AT_ONCE", 2 * VOCABULARY)
-    pieces = condense({"logits": logits}, schema)
-    assert {name: tensor.shape for name, tensor in pieces.items()} == {
-        "logits.indices": (3, 5, 4),
-        "logits.log_probabilities": (3, 5, 4),
-        "logits.log_rest": (3, 5),
-    }
-    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
-
-
 def test_a_whole_vocabulary_leaves_no_rest(tmp_path: Path) -> None:
     found = read(filled(tmp_path, Row(topk=VOCABULARY)))
     assert found.log_rest.isneginf().all()
     torch.testing.assert_close(found.log_probabilities.exp().sum(-1), torch.ones(len(TEXTS)))
-
-
-def test_padding_is_finite_in_every_divergence_and_in_its_gradient() -> None:
-    columns = {
-        "logits.indices": torch.zeros(1, 1, 4, dtype=torch.int32),
-        "logits.log_probabilities": torch.zeros(1, 1, 4, dtype=torch.float16),
-        "logits.log_rest": torch.zeros(1, 1),
-    }
-    teacher = restore(columns, {"logits": Row(lengths="x", dtype="float16", topk=4)})["logits"]
-    logits = torch.randn(1, 1, VOCABULARY, requires_grad=True)
-    log_q = logits.log_softmax(-1)
-    kept = log_q.gather(-1, teacher.indices)
-    rest = log_q.scatter(-1, teacher.indices, -math.inf).logsumexp(-1, keepdim=True)
-    log_p, log_q = (
-        torch.cat(pair, -1) for pair in ((teacher.log_probabilities, teacher.log_rest[..., None]), (kept, rest))
-    )
-    forward = (log_p.exp() * (log_p - log_q)).sum()
-    reverse = (log_q.exp() * (log_q - log_p)).sum()
-    (forward + reverse).mul(0.0).backward()
-    assert math.isfinite(forward.item() + reverse.item())
-    assert logits.grad.count_nonzero() == 0
 
 
 def test_a_teacher_may_give_a_top_k_itself(tmp_path: Path) -> None:
@@ -181,9 +147,15 @@ def test_a_teacher_may_give_a_top_k_itself(tmp_path: Path) -> None:
 def test_a_teacher_of_rows_gives_logits_or_a_top_k_of_each_example(tmp_path: Path) -> None:
     logits = {example.id: Embedding()(torch.tensor(example["tokens"])).detach() for example in EXAMPLES}
     row = Row(lengths="tokens", topk=3)
+
+    def given(one: str, form: Callable[[torch.Tensor], Any]) -> TopK:
+        return TopK(*map(form, top_k(logits[one], 3)[:3]))
+
     forms = {
         "arrays": lambda run, wanted: ((one, {"logits": logits[one].numpy()}) for one in wanted),
         "top": lambda run, wanted: ((one, {"logits": top_k(logits[one], 3)}) for one in wanted),
+        "top of arrays": lambda run, wanted: ((one, {"logits": given(one, torch.Tensor.numpy)}) for one in wanted),
+        "top of lists": lambda run, wanted: ((one, {"logits": given(one, torch.Tensor.tolist)}) for one in wanted),
     }
     expected = read(filled(tmp_path / "model", row))
     for name, rows in forms.items():
@@ -191,7 +163,51 @@ def test_a_teacher_of_rows_gives_logits_or_a_top_k_of_each_example(tmp_path: Pat
         assert all(torch.equal(one, other) for one, other in zip(found[:3], expected[:3]))
 
 
+def test_ruled_out_tokens_and_large_logits_are_stored(tmp_path: Path) -> None:
+    def answer(model: Any, batch: Any) -> dict[str, torch.Tensor]:
+        logits = 1e5 * model(batch["tokens"])
+        logits[..., 2:] = -math.inf
+        return {"logits": logits}
+
+    found = read(filled(tmp_path, Row(lengths="tokens", topk=4, dtype="float16"), answer))
+    assert found.log_probabilities[0, 0, 2:].isneginf().all()
+    assert found.log_probabilities[0, 0, 1] == torch.finfo(torch.float16).min
+
+
 # What is refused
+
+
+def test_a_top_k_may_be_anything_in_the_padding(tmp_path: Path) -> None:
+    def answer(model: Any, batch: Any) -> dict[str, TopK]:
+        top = top_k(model(batch["tokens"]), 3)
+        padding = ~batch.mask("tokens")
+        return {
+            "logits": top.map(lambda part: part.masked_fill(padding.view(padding.shape + (1,) * (part.ndim - 2)), -1))
+        }
+
+    row = Row(lengths="tokens", topk=3)
+    found, expected = read(filled(tmp_path / "a", row, answer)), read(filled(tmp_path / "b", row))
+    assert all(torch.equal(one, other) for one, other in zip(found[:3], expected[:3]))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("form", [np.float32, torch.tensor, list])
+def test_rows_that_are_not_finite(tmp_path: Path, broken: float, form: Callable[[Any], Any]) -> None:
+    def rows(run: Run, wanted: list[str]) -> Any:
+        return ((one, {"logits": form([1.0, broken if one == "3" else 2.0])}) for one in wanted)
+
+    with pytest.raises(InputError, match=r"teacher 'large' gave NaN or infinite 'logits' for '3': none of these was"):
+        filled(tmp_path, Row(), build=None, rows=rows)
+    assert teachers_of(tmp_path, Row(), build=None, rows=rows).store("large").rows == 0
+
+
+def test_a_row_that_cannot_be_condensed_is_named(tmp_path: Path) -> None:
+    def rows(run: Run, wanted: list[str]) -> Any:
+        return ((one, {"logits": "words"}) for one in wanted)
+
+    with pytest.raises(TypeError) as error:
+        filled(tmp_path, Row(topk=2), build=None, rows=rows)
+    assert error.value.__notes__ == ["in the row '0' of teacher 'large'"]
 
 
 def test_more_than_the_vocabulary(tmp_path: Path) -> None:
@@ -218,11 +234,6 @@ def test_tokens_that_are_ruled_out_may_have_logits_of_minus_infinity(tmp_path: P
         return {"logits": logits}
 
     assert read(filled(tmp_path, Row(topk=4), answer)).log_rest.isneginf().all()
-
-
-def test_a_name_that_a_part_needs(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'logits.log_rest' is also a part of a top-k output"):
-        stored_schema({"logits": Row(topk=3), "logits.log_rest": Row()})
 
 
 # Headers
@@ -295,6 +306,34 @@ def test_the_vocabulary_is_asked_for_once_and_before_a_teacher_is_loaded(tmp_pat
     )
     with pytest.raises(InputError, match="the student has another vocabulary"):
         (other.fill(EXAMPLES, Progress(quiet=True)) if stored else other.module("large"))
+
+
+def test_the_vocabulary_is_asked_for_before_a_teacher_known_by_its_weights_is_loaded(tmp_path: Path) -> None:
+    def vocabulary(run: Run) -> str:
+        raise InputError("the student has another vocabulary")
+
+    unknown = teachers_of(
+        tmp_path, Row(topk=3), identity="", vocabulary=vocabulary, build=lambda run: pytest.fail("was loaded")
+    )
+    with pytest.raises(InputError, match="the student has another vocabulary"):
+        unknown.fill(EXAMPLES, Progress(quiet=True))
+
+
+def test_the_vocabulary_of_a_teacher_in_place_is_asked_for_once(tmp_path: Path) -> None:
+    asked = []
+    own = teachers_of(
+        tmp_path,
+        Row(),
+        lambda model, batch: {"logits": torch.zeros(len(batch), 3)},
+        build=None,
+        identity="",
+        store=None,
+        inplace=True,
+        vocabulary=lambda run: asked.append(run) or "words-1",
+    )
+    for _ in range(2):
+        own.compute("large", own._batch(EXAMPLES))
+    assert len(asked) == 1
 
 
 def test_another_vocabulary_is_refused_with_both_values(tmp_path: Path) -> None:
