@@ -67,7 +67,7 @@ class StepLog:
                     f"loss term {name} is {value} at step {state.step} of stage {self.job.stage.name}; "
                     "lower the learning rate, or check the data and the teacher's outputs"
                 )
-        self.refuse_not_finite(state.step)
+        self._refuse(state.step, "a loss", self._finite)
         timed = state.step - 1  # the time of the step that ends here is not known yet
         rate = timed * batch_size / state.seconds if state.seconds else 0.0
         line = {"step": state.step, "split": "train", "loss": total, "terms": terms, **report}
@@ -78,14 +78,16 @@ class StepLog:
             self.shown["examples/s"] = rate
 
     def refuse_not_finite(self, step: int) -> None:
-        """Stop all processes before a loss or a weight that is not finite is saved, measured, or trained on.
+        """Stop all processes before a loss or a weight that is not finite is saved or measured.
 
         :raises RunError: one is not, in one of them.
         """
-        sound = bool(torch.stack([torch.isfinite(local(weight)).all() for weight in self._parameters]).all())
-        weights, losses = map(all, zip(*self.run.gather((sound, bool(self._finite)))))
-        if not (weights and losses):
-            what = "a loss" if weights else "a weight"
+        self._refuse(step, "a loss", self._finite)
+        sums = [local(weight.detach()).sum(dtype=torch.float32) for weight in self._parameters]
+        self._refuse(step, "a weight", torch.isfinite(torch.stack(sums)).all())
+
+    def _refuse(self, step: int, what: str, finite: torch.Tensor) -> None:
+        if not all(self.run.gather(bool(finite))):
             raise RunError(
                 f"stage {self.job.stage.name!r}: {what} is not finite at step {step} or shortly before; "
                 "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
