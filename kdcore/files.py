@@ -9,9 +9,11 @@ import os
 import secrets
 import shutil
 import stat
+import weakref
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from kdcore.errors import InputError
 
@@ -175,9 +177,14 @@ class JsonLines:
         self._file.close()
 
 
+def _close(file: weakref.ref[IO[str]]) -> None:
+    if (opened := file()) is not None:
+        opened.close()
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process.
+    """Hold a folder for this process, and not for its data workers, which outlive a killed parent by some seconds.
 
     :raises InputError: another process holds it.
     """
@@ -188,4 +195,5 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another kdcore process is working here; wait for it or choose --out") from None
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
         yield

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -156,3 +157,19 @@ def test_unreadable_json_names_the_file(tmp_path, text, words):
         path.write_text(text)
     with pytest.raises(InputError, match=rf"plan\.json(:1)?: {words}"):
         read_json(path)
+
+
+def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
+    outlived = (
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom kdcore.files import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n"
+        "    if os.fork() == 0:\n        print(os.getpid(), flush=True)\n        os.close(1)\n        time.sleep(30)\n"
+        "    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    child = int(subprocess.run([sys.executable, "-c", outlived], stdout=subprocess.PIPE, text=True, check=False).stdout)
+    try:
+        os.kill(child, 0)
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
