@@ -92,7 +92,7 @@ class _Rest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, indices: Tensor) -> Tensor:
-        """Of logits, (..., vocabulary), without those at indices, (..., k): (...). The vocabulary's size is no index."""
+        """Of logits, (..., vocabulary), without those at indices, (..., k): (...). The size as an index is none."""
         size = logits.shape[-1]
         others = logits.new_empty(*logits.shape[:-1], size + 1)
         others[..., :size] = logits
