@@ -57,9 +57,8 @@ def predict(
             sizes = [length(e) for e in chunk] if length else [_size(i) for i in items]
             order = np.argsort(np.asarray(sizes), kind="stable")
             batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-            batches += batches[:1] * (
-                -len(batches) % run.world
-            )  # a cut module hangs where one process calls it less often
+            # Cut modules hang where one process calls them less often than another.
+            batches += batches[:1] * (-len(batches) % run.world)
             for indices in batches[run.rank :: run.world]:
                 batch = Batch(collate([items[i] for i in indices]), [chunk[i] for i in indices]).to(run.device)
                 outputs = run.call(model, lambda called, batch=batch: fn(called, batch))  # type: ignore[misc]

@@ -123,9 +123,10 @@ def share_buffers(module: torch.nn.Module) -> None:
     """Give all processes the first one's running statistics, as DDP does before its next forward: what is validated
     and saved is then the same everywhere.
     """
-    persistent = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
-    for buffer in module.buffers():
-        if id(buffer) in persistent and buffer.is_floating_point():
+    floating = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    persistent = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()} if floating else set()
+    for buffer in floating:
+        if id(buffer) in persistent:
             torch.distributed.broadcast(buffer, 0)
 
 
