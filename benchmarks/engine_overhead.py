@@ -151,11 +151,11 @@ class SoftLabels:
         return []
 
 
-def by_kdcore(plugin: SoftLabels, folder: Path, store: Path, warmup: int) -> tuple[float, list[float]]:
+def by_kdcore(plugin: SoftLabels, folder: Path, store: Path, warmup: int, device: str) -> tuple[float, list[float]]:
     """Seconds a step after the warm-up, from the run's own records, and the logged losses."""
     loaded = LoadedPlugin(PluginInfo("soft-labels", "", "", "", "", "", ""), SoftLabels, "soft-labels")
     settings = [f"file={plugin.file}", f"steps={plugin.steps}", f"batch_size={plugin.batch_size}"]
-    options = {"out": str(folder), "store": str(store), "device": "cpu", "compare": False}
+    options = {"out": str(folder), "store": str(store), "device": device, "compare": False}
     run = execute(configure([loaded], None, settings, options))
     text = (run / "arms" / "distill" / "seed-0" / "distil" / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [line for line in map(json.loads, text.splitlines()) if line["split"] == "train"]
@@ -193,13 +193,16 @@ def by_hand(plugin: SoftLabels, teacher: torch.Tensor, warmup: int) -> tuple[flo
     examples = plugin.examples()
     stage = plugin.stage(teacher.shape[1])
     seed_everything(derive(0, "distil", "build"))
-    student = bert(4, 512, teacher.shape[1]).train()
+    device = teacher.device
+    student = bert(4, 512, teacher.shape[1]).train().to(device)
     optimizer = adamw(5e-5)(list(student.named_parameters()))
     rates = [group["lr"] for group in optimizer.param_groups]
     order = Order(stage, examples, derive(0, "distil", 0), 0, 1, 0, plugin.steps)
-    loader = DataLoader(Texts(examples), batch_sampler=list(batches(order)), collate_fn=padded)
+    pinned = device.type == "cuda"
+    loader = DataLoader(Texts(examples), batch_sampler=list(batches(order)), collate_fn=padded, pin_memory=pinned)
     schedule, losses, began = linear(0.1), [], 0.0
-    for step, (indices, tokens, mask, labels) in enumerate(loader):
+    for step, batch in enumerate(loader):
+        indices, tokens, mask, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         hard, soft = loss(student(tokens, mask).logits, labels, teacher[indices])
         total = 0.5 * hard + 0.5 * soft
         optimizer.zero_grad(set_to_none=True)
@@ -236,12 +239,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="timed steps of a turn (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=10, help="steps before the timed ones (default: %(default)s)")
     parser.add_argument("--blocks", type=int, default=10, help="turns of each (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to train (default: %(default)s)")
     arguments = parser.parse_args()
     if (arguments.steps % 10, arguments.warmup % 10) != (0, 0):
         parser.error("--steps and --warmup are multiples of 10: kdcore logs every tenth step")
     file = (arguments.data / "train.csv").absolute()
     plugin = SoftLabels(file=str(file), steps=arguments.warmup + arguments.steps, batch_size=arguments.batch_size)
-    teacher = teacher_logits(plugin)
+    teacher = teacher_logits(plugin).to(arguments.device)
     seconds: dict[str, list[float]] = {"kdcore": [], "bare loop": []}
     with tempfile.TemporaryDirectory() as work:
         for block in range(arguments.blocks + 1):  # the first, which fills the store, is not counted
@@ -250,7 +254,7 @@ def main() -> int:
                 gc.collect()
                 bare, bare_losses = by_hand(plugin, teacher, arguments.warmup)
             gc.collect()
-            ours, our_losses = by_kdcore(plugin, folder, store, arguments.warmup)
+            ours, our_losses = by_kdcore(plugin, folder, store, arguments.warmup, arguments.device)
             shutil.rmtree(folder)
             if not block % 2:
                 gc.collect()
@@ -281,7 +285,8 @@ def main() -> int:
         "seconds_per_step": seconds,
         "overhead": {"of_medians": overhead, "of_turns": ratios, "target": OVERHEAD},
     }
-    recording.write(arguments.results, "engine_overhead", "A step of kdcore beside a bare loop", result, text)
+    name = "engine_overhead" if arguments.device == "cpu" else f"engine_overhead-{arguments.device}"
+    recording.write(arguments.results, name, "A step of kdcore beside a bare loop", result, text)
     return 0 if overhead <= OVERHEAD else 1
 
 

@@ -41,6 +41,7 @@ def environment(*packages: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS"),
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
     }
 
 
@@ -67,6 +68,7 @@ def write(folder: Path, name: str, title: str, result: dict[str, Any], text: str
     versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
     made = f"`{facts['command']}` on {facts['date']}: {facts['cores']} cores ({facts['machine']})"
     threads = f", {facts['threads']} threads" if facts["threads"] else ""
-    page = f"# {title}\n\n{text}\n\n{made}{threads}; Python {facts['python']}, {versions}.\n"
+    gpu = f", {facts['gpu']}" if facts["gpu"] else ""
+    page = f"# {title}\n\n{text}\n\n{made}{threads}{gpu}; Python {facts['python']}, {versions}.\n"
     (folder / f"{name}.md").write_text(page, encoding="utf-8")
     print(f"\n{page}")

@@ -151,6 +151,7 @@ def main() -> int:
         for name in ("examples", "length", "vocabulary", "width", "layers", "batch_size", "warmup", "blocks", "device")
     }
     name = given.data.resolve().name if given.data else "python-help"
+    file = f"store-{name}" if given.device == "cpu" else f"store-{name}-{given.device}"
     figures = summarise(seconds, reading, stored)
     result = {
         "environment": recording.environment(*PACKAGES),
@@ -159,7 +160,7 @@ def main() -> int:
         **figures,
     }
     title = f"A step with a stored teacher: {name}"
-    recording.write(given.results, f"store-{name}", title, result, markdown(figures, method, settings))
+    recording.write(given.results, file, title, result, markdown(figures, method, settings))
     return 0 if figures["ratios"][f"{STORED} / {NONE}"]["median"] <= TARGET else 1
 
 

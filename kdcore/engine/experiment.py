@@ -12,7 +12,6 @@ from typing import Any
 import attrs
 import torch
 import transformers
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from kdcore.config import Configuration, RunOptions
@@ -35,7 +34,7 @@ from kdcore.engine.plan import (
     refuse_idle_patience,
     refuse_missing_sources,
 )
-from kdcore.engine.processes import new_accelerator
+from kdcore.engine.processes import is_first_process, new_accelerator
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder, subject_folder
@@ -55,7 +54,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     :raises InputError: the folder holds something else, or the run was begun under other conditions.
     """
     check_device(configuration.run)
-    first = PartialState(cpu=configuration.run.device == "cpu").is_main_process
+    first = is_first_process(configuration.run)
     folder = Path(broadcast_object_list([str(resume or make_folder(new_folder(configuration))) if first else ""])[0])
     transformers.utils.logging.disable_progress_bar()
     begun = False

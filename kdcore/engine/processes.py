@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -21,6 +22,16 @@ from kdcore.config import RunOptions
 from kdcore.errors import InputError
 
 
+def is_first_process(options: RunOptions) -> bool:
+    """Whether this process is the run's first; what accelerate knows of an earlier run in this process is forgotten,
+    which may have had another device or precision.
+    """
+    _forget()
+    if not torch.distributed.is_initialized():
+        PartialState._reset_state()
+    return bool(PartialState(cpu=options.device == "cpu").is_main_process)
+
+
 def new_accelerator(options: RunOptions) -> Any:
     """The `Accelerator` of a run; ``accelerate launch`` and its configuration say how many processes, and whether FSDP.
 
@@ -31,7 +42,7 @@ def new_accelerator(options: RunOptions) -> Any:
         cpu=options.device == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.num_processes > 1:
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.NO:
         _shard(accelerator)
     return accelerator
 

@@ -12,6 +12,7 @@ from kdcore.engine.experiment import execute as run
 from kdcore.engine.new_folder import has_results
 from kdcore.engine.training import Training
 from kdcore.errors import InputError
+from kdcore.files import read_json
 from kdcore.plugins import load
 from kdcore.reports import terminal
 
@@ -86,3 +87,11 @@ def test_a_folder_is_worth_resuming_once_something_was_paid_for(tmp_path, file, 
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).touch()
     assert has_results(tmp_path) is expected
+
+
+def test_one_process_may_run_configurations_of_several_precisions(execute):
+    folders = [execute("steps=2", precision=each, out=f"run-{i}") for i, each in enumerate(["no", "bf16", "no"])]
+    one, other, again = (
+        read_json(folder / "arms" / "distill" / "seed-0" / "distil" / "done.json")["weights_hash"] for folder in folders
+    )
+    assert one == again != other

@@ -62,10 +62,13 @@ class TinyBert:
 
     def terms(self, models, batch, teacher) -> list[LossTerm]:
         logits = models.student(batch["words"], batch.mask("words")).logits
-        target = functional.softmax(teacher["other/logits"], -1)
+
+        def soft():
+            return functional.cross_entropy(logits, functional.softmax(teacher["other/logits"], -1)) / self.passes
+
         return [
             LossTerm("cross_entropy", functional.cross_entropy(logits, batch["label"]) / self.passes),
-            LossTerm("soft", lambda: functional.cross_entropy(logits, target) / self.passes, "distill"),
+            LossTerm("soft", soft, "distill"),
         ]
 
     def repeated(self, models, batch, teacher):
