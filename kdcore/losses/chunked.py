@@ -19,7 +19,7 @@ from kdcore.losses.vocabulary import SharedTokens
 __all__ = ["chunked_divergence"]
 
 CPU_PRODUCT_ROWS, CPU_LOSS_LOGITS = 128, 2**17
-DEVICE_LOGITS = 2**27
+DEVICE_PRODUCT_ROWS, DEVICE_LOSS_LOGITS = 2048, 2**24
 
 
 def chunked_divergence(
@@ -61,8 +61,8 @@ def chunked_divergence(
     :param student_softcap: c of the logits ``c tanh(logits / c)`` (Gemma 2, arXiv 2408.00118); likewise
         ``teacher_softcap``.
     :param reduction: ``"mean"`` or ``"sum"`` over the positions that count.
-    :param chunk: positions of a matrix product, by default 128 on a CPU and elsewhere so many that one model's logits
-        are 2**27 numbers. Both models' logits of a chunk are held at a time.
+    :param chunk: positions of a matrix product, by default 128 on a CPU and 2048 elsewhere. Both models' logits of a
+        chunk are held at a time, in the dtype of the product.
     :return: a scalar, float32, or float64 where the inputs are.
     :raises ValueError: shapes, sizes, chunk or reduction do not fit.
     :raises RuntimeError: its backward pass is asked for a second derivative.
@@ -142,10 +142,8 @@ class _Chunked(torch.autograd.Function):
                         logits[some] = 0
                 if hidden_grad is not None:
                     torch.mm(logits, head, out=hidden_grad[chosen])
-                if weight_grad is not None and weight.dtype == accurate:
-                    weight_grad[:size].addmm_(logits.T, part)
-                elif weight_grad is not None:
-                    weight_grad[:size] += logits.T @ part
+                if weight_grad is not None:
+                    _add_product(weight_grad[:size], logits.T, part)
                 if bias_grad is not None:
                     bias_grad[:size] += logits.sum(0, dtype=accurate)
                 del teacher, logits
@@ -166,13 +164,23 @@ def _rows_at_a_time(device: torch.device, size: int) -> tuple[int, int]:
     """Rows of a matrix product and of a loss.
 
     On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the
-    weights; the dozen intermediate results of a loss, with a row for each thread, stay in the cache. Elsewhere every
-    call costs the same launch.
+    weights; the dozen intermediate results of a loss, with a row for each thread, stay in the cache. Elsewhere a
+    product has so many rows that adding it to the weight's gradient costs little beside it, and a loss so many logits
+    that its kernels take longer than their launches.
     """
     if device.type == "cpu":
         return CPU_PRODUCT_ROWS, max(torch.get_num_threads(), CPU_LOSS_LOGITS // size)
-    rows = max(1, DEVICE_LOGITS // size)
-    return rows, rows
+    return DEVICE_PRODUCT_ROWS, max(1, DEVICE_LOSS_LOGITS // size)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, where the factors may have half the total's precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, total.dtype, out=total)
+    else:
+        total += left @ right
 
 
 def _slices(rows: int, most: int) -> list[slice]:

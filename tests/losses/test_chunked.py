@@ -334,3 +334,19 @@ def test_on_a_gpu(divergence):
     torch.testing.assert_close(value.cpu(), expected)
     for ours, theirs in zip(torch.autograd.grad(value, [moved["hidden"], moved["weight"]]), gradients):
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_many_chunks_on_a_gpu_have_the_gradients_of_whole_logits(dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    made = lambda rows, scale: torch.randn(rows, 64, generator=generator, device="cuda").mul(scale).to(dtype)  # noqa: E731
+    hidden, weight = made(500, 1.0).requires_grad_(), made(1000, 0.125).requires_grad_()
+    teacher, matrix = made(500, 1.0), made(1000, 0.125)
+    expected = forward_kl(F.linear(hidden, weight), F.linear(teacher, matrix))
+    value = chunked_divergence(forward_kl, hidden, weight, teacher, matrix, chunk=64)
+    torch.testing.assert_close(value, expected, rtol=1e-2, atol=1e-4)
+    rtol, atol = (1e-4, 1e-8) if dtype == torch.float32 else (5e-2, 1e-5)
+    for ours, theirs in zip(*(torch.autograd.grad(loss, [hidden, weight]) for loss in (value, expected))):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
