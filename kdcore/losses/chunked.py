@@ -19,7 +19,7 @@ from kdcore.losses.vocabulary import SharedTokens
 __all__ = ["chunked_divergence"]
 
 CPU_PRODUCT_ROWS, CPU_LOSS_LOGITS = 128, 2**17
-DEVICE_PRODUCT_ROWS, DEVICE_LOSS_LOGITS = 2048, 2**24
+DEVICE_PRODUCT_ROWS, DEVICE_LOSS_ROWS, DEVICE_LOSS_LOGITS = 4096, 256, 2**24
 
 
 def chunked_divergence(
@@ -61,7 +61,7 @@ def chunked_divergence(
     :param student_softcap: c of the logits ``c tanh(logits / c)`` (Gemma 2, arXiv 2408.00118); likewise
         ``teacher_softcap``.
     :param reduction: ``"mean"`` or ``"sum"`` over the positions that count.
-    :param chunk: positions of a matrix product, by default 128 on a CPU and 2048 elsewhere. Both models' logits of a
+    :param chunk: positions of a matrix product, by default 128 on a CPU and 4096 elsewhere. Both models' logits of a
         chunk are held at a time, in the dtype of the product.
     :return: a scalar, float32, or float64 where the inputs are.
     :raises ValueError: shapes, sizes, chunk or reduction do not fit.
@@ -124,7 +124,9 @@ class _Chunked(torch.autograd.Function):
         accurate = torch.promote_types(weight.dtype, torch.float32)
         head, head_bias = weight[:size], None if bias is None else bias[:size]
         hidden_grad = torch.empty_like(hidden) if of_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=accurate) if of_weight else None
+        weight_grad = torch.empty_like(weight, dtype=accurate) if of_weight else None
+        if weight_grad is not None:
+            weight_grad[size if hidden.shape[0] else 0 :] = 0
         bias_grad = torch.zeros_like(bias, dtype=accurate) if of_bias and bias is not None else None
         total = hidden.new_zeros((), dtype=accurate)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -143,7 +145,7 @@ class _Chunked(torch.autograd.Function):
                 if hidden_grad is not None:
                     torch.mm(logits, head, out=hidden_grad[chosen])
                 if weight_grad is not None:
-                    _add_product(weight_grad[:size], logits.T, part)
+                    _add_product(weight_grad[:size], logits.T, part, beta=int(chosen.start > 0))
                 if bias_grad is not None:
                     bias_grad[:size] += logits.sum(0, dtype=accurate)
                 del teacher, logits
@@ -166,21 +168,23 @@ def _rows_at_a_time(device: torch.device, size: int) -> tuple[int, int]:
     On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the
     weights; the dozen intermediate results of a loss, with a row for each thread, stay in the cache. Elsewhere a
     product has so many rows that adding it to the weight's gradient costs little beside it, and a loss so many logits
-    that its kernels take longer than their launches.
+    that its kernels take longer than their launches, and rows for all of the device, since one block sums a row.
     """
     if device.type == "cpu":
         return CPU_PRODUCT_ROWS, max(torch.get_num_threads(), CPU_LOSS_LOGITS // size)
-    return DEVICE_PRODUCT_ROWS, max(1, DEVICE_LOSS_LOGITS // size)
+    return DEVICE_PRODUCT_ROWS, max(DEVICE_LOSS_ROWS, DEVICE_LOSS_LOGITS // size)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, where the factors may have half the total's precision."""
+def _add_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
+    """``total = beta * total + left @ right``, where the factors may have half the total's precision."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=beta)
     elif total.is_cuda:
-        torch.addmm(total, left, right, total.dtype, out=total)
-    else:
+        torch.addmm(total, left, right, total.dtype, beta=beta, out=total)
+    elif beta:
         total += left @ right
+    else:
+        total.copy_(left @ right)
 
 
 def _slices(rows: int, most: int) -> list[slice]:
