@@ -126,6 +126,7 @@ class Memory:
     def reset(self) -> None:
         """Forget the peak so far."""
         if self.cuda:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
         else:
@@ -144,7 +145,9 @@ def _status(field: str) -> int:
 
 
 def isolated(case: Case) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure`, on a CPU in a process of its own, whose memory is not that of cases before."""
+    if case.device == "cuda":
+        return measure(case)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(measure, case).result()
@@ -217,7 +220,7 @@ def markdown(results: list[dict[str, Any]], options: Any) -> str:
             f"most {duration:.3f} of their time (at most {TIME} is wanted).",
             "",
             f"{options.tokens:,} tokens, hidden size {options.hidden:,} of both models, {options.dtype}, "
-            f"{options.device}; {options.turns} processes of each, {options.repetitions} timed repetitions in each; "
+            f"{options.device}; {options.turns} turns of each, {options.repetitions} timed repetitions in each; "
             "medians of time, the greatest peak.",
         ]
     )

@@ -54,7 +54,7 @@ class Place:
 
 PLACES = [
     Place("store", "kdcore.teachers.store:write_sealed", 1),
-    Place("store", "kdcore.teachers.store:write_sealed", 2, after=True),
+    Place("store", "kdcore.teachers.store:write_sealed", 1, after=True),
     Place("store", "kdcore.teachers.part:_write", 1),
     Place("store", "kdcore.teachers.part:_write", 40),
     Place("store", "kdcore.teachers.part:Writer.append", 2, after=True),

@@ -11,6 +11,13 @@ from kdcore.data.padding import LENGTHS
 from kdcore.recipe import Example
 
 
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on a device; a copy to a GPU goes through pinned memory, so that nothing waits for it."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class Batch:
     """Tensors by field name, on the run's device, beside the examples they come from.
 
@@ -52,10 +59,10 @@ class Batch:
         mask: torch.Tensor = positions < lengths.unsqueeze(1)
         return mask
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on ``device``."""
         moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            name: to_device(value, device) if isinstance(value, torch.Tensor) else value
             for name, value in self.fields.items()
         }
         return Batch(moved, self.examples, self.items)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
 from kdcore.engine.order import epoch_batches, share
-from kdcore.engine.seeds import derive, seed_everything
+from kdcore.engine.seeds import derive, seed_cpu
 from kdcore.recipe import Data, Example, Stage
 
 Request = tuple[int, int]
@@ -30,13 +30,13 @@ class _Items(Dataset[Any]):
         example = self.pool[index]
         if self.data.views == "fixed":
             return fixed_item(self.data, example)
-        seed_everything(derive(self.seed, epoch, example.id or str(index)))
+        seed_cpu(derive(self.seed, epoch, example.id or str(index)))
         return self.data.item(example)
 
 
 def fixed_item(data: Data, example: Example) -> Mapping[str, Any]:
     """The one item of an example, wherever it is asked for: what is random in it is seeded by the example."""
-    seed_everything(derive("fixed view", example.id or json.dumps(example.data, sort_keys=True, default=repr)))
+    seed_cpu(derive("fixed view", example.id or json.dumps(example.data, sort_keys=True, default=repr)))
     return data.item(example)
 
 

@@ -15,11 +15,16 @@ def derive(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch, of torch those of the CPU and of the GPUs in use."""
+def seed_cpu(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch on the CPU."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of the CPU, and those of torch on the GPUs in use."""
+    seed_cpu(seed)
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():

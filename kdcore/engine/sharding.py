@@ -5,7 +5,7 @@ Everything here also takes modules that are not cut. What gathers is collective:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,15 +130,17 @@ def share_buffers(module: torch.nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-def reshard(module: torch.nn.Module) -> None:
+def reshard(cut: Mapping[str, torch.nn.Module]) -> None:
     """Give back what was gathered for a forward that no backward followed.
 
     A pass that only ends a generator leaves the root whole; gradient norms and the next step would then be those of
     stale weights.
+
+    :param cut: as of `cut_modules`.
     """
-    for submodule in module.modules():
-        if isinstance(submodule, FSDPModule):
-            submodule.reshard()
+    for submodule in cut.values():
+        assert isinstance(submodule, FSDPModule)
+        submodule.reshard()
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def _hook_of(plugin: str) -> str:
 
 
 def weighted_sum(
-    terms: Sequence[AuthoredTerm], *, control: bool, portion: float, totals: Mapping[str, float]
+    terms: Sequence[AuthoredTerm], *, control: bool, portion: float, totals: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
     """Add the terms whose weight is not 0, in float32; values that are callables are run last.
 
@@ -96,7 +96,7 @@ def weighted_sum(
         if term.per is None:
             scaled = value.float() * portion
         elif term.per in totals:
-            scaled = value.float() / max(totals[term.per], 1e-12)
+            scaled = value.float() / totals[term.per].clamp(min=1e-12)
         else:
             known = ", ".join(totals) or "nothing"
             raise PluginError(f"loss term {plugin}/{term.name} is per {term.per!r}, but the stage counts {known}")
@@ -105,17 +105,20 @@ def weighted_sum(
     return loss, values
 
 
-def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) -> dict[str, float]:
-    """What the stage counts, summed over the step's micro-batches and over all processes."""
+def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) -> dict[str, torch.Tensor]:
+    """What the stage counts, summed over the step's micro-batches and over all processes: scalars, float32.
+
+    They stay on the device: to read them would be to wait for the step before.
+    """
     if stage.counts is None:
         return {}
-    sums: dict[str, float] = {}
+    sums: dict[str, torch.Tensor] = {}
     for batch in micro_batches:
         for key, value in stage.counts(batch).items():
-            sums[key] = sums.get(key, 0.0) + float(value)
-    if accelerator.num_processes > 1:
-        tensor = torch.tensor(list(sums.values()), dtype=torch.float64, device=accelerator.device)
-        sums = dict(zip(sums, accelerator.reduce(tensor, "sum").tolist()))
+            count = torch.as_tensor(value, device=accelerator.device).float()
+            sums[key] = sums[key] + count if key in sums else count
+    if accelerator.num_processes > 1 and sums:
+        sums = dict(zip(sums, accelerator.reduce(torch.stack(list(sums.values())), "sum")))
     return sums
 
 

@@ -66,8 +66,9 @@ class Training:
         self.run.attach(self.module)
         self.models = Models(self.module.models)
         self.log = StepLog(job, self.trainable.parameters, scaled=self._scaler is not None)
-        if cut := cut_modules(self.module):
-            self.run.log(f"{self.stage.name}: FSDP2 cuts {len(cut)} modules over {self.run.world} processes")
+        self._cut = cut_modules(self.module)
+        if self._cut:
+            self.run.log(f"{self.stage.name}: FSDP2 cuts {len(self._cut)} modules over {self.run.world} processes")
         self._watched = self.run.world == 1
         self._meet: Callable[[str], None] = lambda event: None
         self._old_gradients: Callable[..., None] | None = None
@@ -210,7 +211,7 @@ class Training:
                     outputs[micro].clear()
             if not moves:
                 continue
-            reshard(self.module)
+            reshard(self._cut)
             norm = self._clip(turn, optimizer, self.trainable.by_turn[name])
             factor = turn.schedule(progress) if turn.schedule else 1.0
             for group, rate in zip(optimizer.param_groups, self.rates[name]):
@@ -247,7 +248,7 @@ class Training:
         memo: dict[str, Any],
         outputs: TeacherOutputs,
         portion: float,
-        totals: Mapping[str, float],
+        totals: Mapping[str, torch.Tensor],
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """Run every pass of one micro-batch forward and backward; returns the loss and the values of all terms.
 
@@ -296,7 +297,7 @@ class Training:
         *,
         control: bool,
         portion: float,
-        totals: Mapping[str, float],
+        totals: Mapping[str, torch.Tensor],
         micro: int = 0,
     ) -> Iterator[tuple[torch.Tensor | None, dict[str, torch.Tensor]]]:
         """Loss and term values of each pass, computed inside the wrapped forward and seeded by place."""

@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from kdcore.losses.distributions import Vocabulary, common_size
 from kdcore.losses.divergences import Divergence
-from kdcore.losses.positions import at_least_float32, check_mask
+from kdcore.losses.positions import at_least_float32, check_mask, rows_of_a_loss, slices
 from kdcore.losses.topk import TopK
 from kdcore.losses.vocabulary import SharedTokens
 
 __all__ = ["chunked_divergence"]
 
-CPU_PRODUCT_ROWS, CPU_LOSS_LOGITS = 128, 2**17
-DEVICE_PRODUCT_ROWS, DEVICE_LOSS_ROWS, DEVICE_LOSS_LOGITS = 4096, 256, 2**24
+CPU_PRODUCT_ROWS, DEVICE_PRODUCT_ROWS = 128, 4096
+"""On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the weights.
+Elsewhere adding one of so many to the weight's gradient costs little beside it."""
 
 
 def chunked_divergence(
@@ -94,8 +95,9 @@ def chunked_divergence(
 
     hidden, weight = _as_of_linear(rows(student_hidden)), _as_of_linear(student_weight)
     bias = None if student_bias is None else _as_of_linear(student_bias)
-    products, losses = _rows_at_a_time(hidden.device, size)
-    total: Tensor = _Chunked.apply(hidden, weight, bias, size, of_teacher, loss, chunk or products, losses)
+    products = chunk or (CPU_PRODUCT_ROWS if hidden.device.type == "cpu" else DEVICE_PRODUCT_ROWS)
+    losses = rows_of_a_loss(hidden.device, size)
+    total: Tensor = _Chunked.apply(hidden, weight, bias, size, of_teacher, loss, products, losses)
     return total if reduction == "sum" else total / max(hidden.shape[0], 1)
 
 
@@ -130,10 +132,10 @@ class _Chunked(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias, dtype=accurate) if of_bias and bias is not None else None
         total = hidden.new_zeros((), dtype=accurate)
         with torch.autocast(hidden.device.type, enabled=False):
-            for chosen in _slices(hidden.shape[0], products):
+            for chosen in slices(hidden.shape[0], products):
                 part, teacher = hidden[chosen], of_teacher(chosen)
                 logits = F.linear(part, head, head_bias)
-                for some in _slices(part.shape[0], losses):
+                for some in slices(part.shape[0], losses):
                     leaf = logits[some].detach().requires_grad_(any(ctx.needs_input_grad))
                     with torch.enable_grad():
                         value = loss(leaf, _part(teacher, some))
@@ -162,19 +164,6 @@ class _Chunked(torch.autograd.Function):
         return *of_inputs, None, None, None, None, None
 
 
-def _rows_at_a_time(device: torch.device, size: int) -> tuple[int, int]:
-    """Rows of a matrix product and of a loss.
-
-    On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the
-    weights; the dozen intermediate results of a loss, with a row for each thread, stay in the cache. Elsewhere a
-    product has so many rows that adding it to the weight's gradient costs little beside it, and a loss so many logits
-    that its kernels take longer than their launches, and rows for all of the device, since one block sums a row.
-    """
-    if device.type == "cpu":
-        return CPU_PRODUCT_ROWS, max(torch.get_num_threads(), CPU_LOSS_LOGITS // size)
-    return DEVICE_PRODUCT_ROWS, max(DEVICE_LOSS_ROWS, DEVICE_LOSS_LOGITS // size)
-
-
 def _add_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
     """``total = beta * total + left @ right``, where the factors may have half the total's precision."""
     if total.dtype == left.dtype:
@@ -185,12 +174,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
         total += left @ right
     else:
         total.copy_(left @ right)
-
-
-def _slices(rows: int, most: int) -> list[slice]:
-    """Slices of about as many rows each."""
-    count = -(-rows // most)
-    return [slice(rows * index // count, rows * (index + 1) // count) for index in range(count)]
 
 
 def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[slice], Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcore.losses.positions import at_least_float32, check_positions, scaled
+from kdcore.losses.positions import at_least_float32, check_mask, check_positions, check_temperature, scaled
 from kdcore.losses.topk import TopK, log_sum_exp, with_rest
 from kdcore.losses.vocabulary import SharedTokens
 
@@ -15,7 +15,11 @@ Vocabulary = int | SharedTokens | None
 
 
 def log_probabilities(
-    student: Tensor, teacher: Tensor | TopK, temperature: float, vocabulary: Vocabulary
+    student: Tensor,
+    teacher: Tensor | TopK,
+    temperature: float,
+    vocabulary: Vocabulary = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the teacher and of the student over the same events.
 
@@ -23,25 +27,34 @@ def log_probabilities(
     :param teacher: logits, (..., vocabulary), or the most probable tokens of the same positions.
     :param temperature: divides the logits; that of a `TopK` must be the same.
     :param vocabulary: see `kdcore.losses.divergences`.
-    :return: teacher and student, (..., events) each. The events are the tokens, or those kept and the rest.
+    :param mask: which positions count, (...), bool; None: all.
+    :return: teacher and student, (..., events) each, or (mask.sum(), events) where there is a mask. The events are the
+        tokens, or those kept and the rest.
     :raises ValueError: the shapes, temperatures or sizes do not fit.
     """
-    of_student = scaled(student, temperature)
+    check_temperature(temperature)
+    check_positions(student, teacher.indices if isinstance(teacher, TopK) else teacher)
+    if mask is not None:
+        check_mask(mask, student.shape[:-1])
     if isinstance(teacher, TopK):
-        check_positions(student, teacher.indices)
         if teacher.temperature != temperature:
             raise ValueError(
                 f"the teacher's top k was taken at temperature {teacher.temperature}, not {temperature}; "
                 "use the temperature of its store, or store it at yours"
             )
-        return _from_top_k(of_student, teacher, vocabulary)
-    check_positions(student, teacher)
+        return _from_top_k(student, teacher, vocabulary, mask)
     if isinstance(vocabulary, SharedTokens):
-        positions = student.shape[:-1]
-        of_teacher = with_rest(scaled(teacher, temperature), vocabulary.teacher.expand(*positions, -1))
-        return of_teacher, with_rest(of_student, vocabulary.student.expand(*positions, -1))
+        return (
+            _of_shared(teacher, vocabulary.teacher, temperature, mask),
+            _of_shared(student, vocabulary.student, temperature, mask),
+        )
     size = common_size(student.shape[-1], teacher.shape[-1], vocabulary)
-    return scaled(teacher[..., :size], temperature).log_softmax(-1), of_student[..., :size].log_softmax(-1)
+    if mask is not None:
+        student, teacher = student[mask], teacher[mask]
+    return (
+        scaled(teacher[..., :size], temperature).log_softmax(-1),
+        scaled(student[..., :size], temperature).log_softmax(-1),
+    )
 
 
 def common_size(student: int, teacher: int, vocabulary: int | None) -> int:
@@ -57,8 +70,15 @@ def common_size(student: int, teacher: int, vocabulary: int | None) -> int:
     return vocabulary
 
 
-def _from_top_k(student: Tensor, teacher: TopK, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+def _of_shared(logits: Tensor, tokens: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    positions = logits.shape[:-1] if mask is None else (int(mask.sum()),)
+    return with_rest(logits, tokens.expand(*positions, -1), temperature, mask)
+
+
+def _from_top_k(student: Tensor, teacher: TopK, vocabulary: Vocabulary, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     size = student.shape[-1]
+    if mask is not None:
+        teacher = teacher.map(lambda tensor: tensor[mask])
     indices, kept, rest = teacher.indices, at_least_float32(teacher.log_probabilities), teacher.log_rest.unsqueeze(-1)
     if isinstance(vocabulary, SharedTokens):
         indices, known = vocabulary.student_of(indices)
@@ -68,4 +88,5 @@ def _from_top_k(student: Tensor, teacher: TopK, vocabulary: Vocabulary) -> tuple
     else:
         size = common_size(size, size, vocabulary)
         kept = kept.masked_fill(indices >= size, float("-inf"))
-    return torch.cat([kept, rest], -1).log_softmax(-1), with_rest(student[..., :size], indices)
+    of_student = with_rest(student[..., :size], indices, teacher.temperature, mask)
+    return torch.cat([kept, rest], -1).log_softmax(-1), of_student

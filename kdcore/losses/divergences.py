@@ -35,7 +35,7 @@ from torch import Tensor
 
 from kdcore.losses import formulas
 from kdcore.losses.distributions import Vocabulary, log_probabilities
-from kdcore.losses.positions import Reduction, check_mask, reduce_positions
+from kdcore.losses.positions import Reduction, reduce_positions
 from kdcore.losses.topk import TopK
 
 __all__ = [
@@ -219,12 +219,7 @@ def _divergence(
     vocabulary: Vocabulary,
 ) -> Tensor:
     """Apply a formula of (log p, log q) to the positions that count; masked ones are never computed."""
-    if mask is not None:
-        chosen = mask
-        check_mask(chosen, student.shape[:-1])
-        student = student[chosen]
-        teacher = teacher.map(lambda tensor: tensor[chosen]) if isinstance(teacher, TopK) else teacher[chosen]
-    log_p, log_q = log_probabilities(student, teacher, temperature, vocabulary)
+    log_p, log_q = log_probabilities(student, teacher, temperature, vocabulary, mask)
     return reduce_positions(temperature**2 * formula(log_p, log_q), mask, reduction)
 
 

@@ -8,9 +8,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Reduction", "at_least_float32", "check_mask", "check_positions", "reduce_positions", "scaled"]
+__all__ = [
+    "Reduction",
+    "at_least_float32",
+    "check_mask",
+    "check_positions",
+    "check_temperature",
+    "reduce_positions",
+    "rows_of_a_loss",
+    "scaled",
+    "slices",
+]
 
 Reduction = Literal["none", "sum", "mean"]
+
+CPU_LOGITS = 2**17
+DEVICE_LOGITS, DEVICE_ROWS = 2**24, 256
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -23,10 +36,15 @@ def scaled(logits: Tensor, temperature: float) -> Tensor:
 
     :raises ValueError: the temperature is not above 0, or infinite.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
+    check_temperature(temperature)
     logits = at_least_float32(logits)
     return logits if temperature == 1 else logits / temperature
+
+
+def check_temperature(temperature: float) -> None:
+    """:raises ValueError: it is not above 0, or infinite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
 
 
 def check_positions(student: Tensor, teacher: Tensor) -> None:
@@ -70,3 +88,20 @@ def reduce_positions(values: Tensor, mask: Tensor | None, reduction: Reduction) 
     if reduction == "mean":
         return values.sum() / max(values.numel(), 1)
     raise ValueError(f"reduction must be 'none', 'sum' or 'mean', not {reduction!r}")
+
+
+def rows_of_a_loss(device: torch.device, size: int) -> int:
+    """Rows of so many logits to compute a loss of at a time.
+
+    On a CPU, with a row for each thread, intermediate results stay in the cache. Elsewhere they are so many logits that
+    kernels take longer than their launches, and rows for all of the device, since one block sums a row.
+    """
+    if device.type == "cpu":
+        return max(torch.get_num_threads(), CPU_LOGITS // size)
+    return max(DEVICE_ROWS, DEVICE_LOGITS // size)
+
+
+def slices(rows: int, most: int) -> list[slice]:
+    """Slices of about as many rows each."""
+    count = -(-rows // most)
+    return [slice(rows * index // count, rows * (index + 1) // count) for index in range(count)]

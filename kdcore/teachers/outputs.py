@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kdcore.data.batch import Batch
+from kdcore.data.batch import Batch, to_device
 from kdcore.data.padding import pad
 from kdcore.engine.loader import fixed_item
 from kdcore.engine.models import hash_weights
@@ -359,7 +359,7 @@ class TeacherOutputs:
         ]
         device = self._teachers.run.device
         columns = self._teachers.store(name).read_padded(keys)
-        return restore({output: tensor.to(device) for output, tensor in columns.items()}, schema)
+        return restore({output: to_device(tensor, device) for output, tensor in columns.items()}, schema)
 
     def drop_graph(self) -> None:
         """Keep the values alone of what was computed in place: its graph was freed by the backward pass."""

@@ -33,7 +33,9 @@ def test_terms_are_weighed_by_arm_and_a_weight_of_zero_is_never_evaluated():
 
 def test_means_are_weighted_by_their_share_and_sums_divided_once():
     mean, total = LossTerm("mean", torch.tensor(2.0)), LossTerm("sum", torch.tensor(12.0), per="tokens")
-    loss, _ = weighted_sum([("p", mean), ("p", total)], control=False, portion=0.25, totals={"tokens": 24})
+    loss, _ = weighted_sum(
+        [("p", mean), ("p", total)], control=False, portion=0.25, totals={"tokens": torch.tensor(24.0)}
+    )
     assert loss == pytest.approx(2.0 * 0.25 + 12 / 24)
 
 
@@ -47,7 +49,7 @@ def test_means_are_weighted_by_their_share_and_sums_divided_once():
 )
 def test_bad_terms_name_plugin_and_term(term, words):
     with pytest.raises(PluginError, match=rf"mine/{term.name}.*{words}"):
-        weighted_sum([("mine", term)], control=False, portion=1.0, totals={"tokens": 1})
+        weighted_sum([("mine", term)], control=False, portion=1.0, totals={"tokens": torch.tensor(1.0)})
 
 
 def test_pass_k_joins_the_kth_list_of_every_plugin():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.losses import chunked
+from kdcore.losses import chunked, positions
 from kdcore.losses.chunked import chunked_divergence
 from kdcore.losses.divergences import (
     alpha_divergence,
@@ -94,7 +94,7 @@ def test_equals_whole_logits(divergence, reduction, masked, chunk):
 @every
 def test_losses_over_fewer_rows_than_products(divergence, monkeypatch):
     monkeypatch.setattr(chunked, "CPU_PRODUCT_ROWS", 5)
-    monkeypatch.setattr(chunked, "CPU_LOSS_LOGITS", 2 * 19)
+    monkeypatch.setattr(positions, "CPU_LOGITS", 2 * 19)
     given = values()
     assert_alike(in_chunks(divergence, given), whole(divergence, given), given)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdcore.losses import positions
 from kdcore.losses.divergences import (
     alpha_divergence,
     forward_kl,
@@ -17,7 +18,7 @@ from kdcore.losses.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
-from kdcore.losses.topk import TopK, log_sum_exp, student_mass, top_k
+from kdcore.losses.topk import TopK, log_sum_exp, student_mass, top_k, with_rest
 
 INFINITY = float("inf")
 DIVERGENCES: list[Callable[..., Tensor]] = [
@@ -123,6 +124,27 @@ def test_gradients(divergence):
     student, kept = logits(3, 9).requires_grad_(), top_k(logits(3, 9, seed=1), 4, 2.0)
     mask = torch.tensor([True, False, True])
     assert torch.autograd.gradcheck(lambda values: divergence(values, kept, 2.0, mask=mask), student)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_many_parts_have_the_values_and_gradients_of_whole_logits(monkeypatch, dtype, masked):
+    monkeypatch.setattr(positions, "CPU_LOGITS", 0)
+    mask = torch.rand(4, 7, generator=torch.Generator().manual_seed(4)) < 0.6 if masked else torch.ones(4, 7).bool()
+    given = logits(4, 7, 33).to(dtype)
+    indices = logits(4, 7, 33, seed=1)[mask].topk(5).indices
+    weights = logits(int(mask.sum()), 6, seed=2)
+    reference = given.double().requires_grad_()
+    expected = coarse((reference / 1.5)[mask], indices).log_softmax(-1)
+    (expected * weights).sum().backward()
+    student = given.requires_grad_()
+    found = with_rest(student, indices, 1.5, mask if masked else None).reshape(-1, 6)
+    (found * weights).sum().backward()
+    rtol, atol = {torch.float64: (1e-9, 1e-12), torch.float32: (1e-4, 1e-5), torch.bfloat16: (1e-2, 1e-4)}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert student.grad is not None
+    assert student.grad.dtype == dtype
+    torch.testing.assert_close(student.grad.double(), reference.grad, rtol=rtol, atol=atol)
 
 
 @every

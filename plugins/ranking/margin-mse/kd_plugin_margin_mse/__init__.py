@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from kd_plugin_margin_mse.search import Searcher
 
 __all__ = ["MarginMSE", "Searcher"]
+
+# bm25s begins JAX where it is installed, which by itself takes three quarters of a GPU's memory.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 _HOMES = {"MarginMSE": "plugin", "Searcher": "search"}
 

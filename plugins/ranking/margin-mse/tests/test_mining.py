@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -142,3 +144,10 @@ def test_bm25_on_scifact() -> None:
     )
     assert measured[ir_measures.nDCG @ 10] == pytest.approx(0.686, abs=0.001)
     assert measured[ir_measures.R @ 100] == pytest.approx(0.913, abs=0.001)
+
+
+@pytest.mark.parametrize(("chosen", "found"), [({}, "cpu"), ({"JAX_PLATFORMS": "cuda"}, "cuda")])
+def test_jax_is_kept_off_the_gpu_unless_the_user_wants_it_there(chosen: dict[str, str], found: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"} | chosen
+    code = "import kd_plugin_margin_mse, os; print(os.environ['JAX_PLATFORMS'])"
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip() == found
