@@ -21,6 +21,8 @@ __all__ = ["chunked_divergence"]
 CPU_PRODUCT_ROWS, DEVICE_PRODUCT_ROWS = 128, 4096
 """On a CPU a product of so many rows is about as fast a row as one of all, and its logits are small beside the weights.
 Elsewhere adding one of so many to the weight's gradient costs little beside it."""
+TEACHER_ROWS = 128
+"""At least; the teacher's logits have no gradient to add up, so are made when the loss needs them."""
 
 
 def chunked_divergence(
@@ -62,7 +64,7 @@ def chunked_divergence(
     :param student_softcap: c of the logits ``c tanh(logits / c)`` (Gemma 2, arXiv 2408.00118); likewise
         ``teacher_softcap``.
     :param reduction: ``"mean"`` or ``"sum"`` over the positions that count.
-    :param chunk: positions of a matrix product, by default 128 on a CPU and 4096 elsewhere. Both models' logits of a
+    :param chunk: positions of a matrix product, by default 128 on a CPU and 4096 elsewhere. The student's logits of a
         chunk are held at a time, in the dtype of the product.
     :return: a scalar, float32, or float64 where the inputs are.
     :raises ValueError: shapes, sizes, chunk or reduction do not fit.
@@ -133,24 +135,27 @@ class _Chunked(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=accurate)
         with torch.autocast(hidden.device.type, enabled=False):
             for chosen in slices(hidden.shape[0], products):
-                part, teacher = hidden[chosen], of_teacher(chosen)
+                part = hidden[chosen]
                 logits = F.linear(part, head, head_bias)
-                for some in slices(part.shape[0], losses):
-                    leaf = logits[some].detach().requires_grad_(any(ctx.needs_input_grad))
-                    with torch.enable_grad():
-                        value = loss(leaf, _part(teacher, some))
-                    total += value.detach()
-                    if value.requires_grad:
-                        logits[some] = torch.autograd.grad(value, leaf, materialize_grads=True)[0]
-                    elif leaf.requires_grad:
-                        logits[some] = 0
+                for taught in slices(part.shape[0], max(losses, TEACHER_ROWS)):
+                    teacher = of_teacher(slice(chosen.start + taught.start, chosen.start + taught.stop))
+                    of_student = logits[taught]
+                    for some in slices(len(of_student), losses):
+                        leaf = of_student[some].detach().requires_grad_(any(ctx.needs_input_grad))
+                        with torch.enable_grad():
+                            value = loss(leaf, _part(teacher, some))
+                        total += value.detach()
+                        if value.requires_grad:
+                            of_student[some] = torch.autograd.grad(value, leaf, materialize_grads=True)[0]
+                        elif leaf.requires_grad:
+                            of_student[some] = 0
                 if hidden_grad is not None:
                     torch.mm(logits, head, out=hidden_grad[chosen])
                 if weight_grad is not None:
                     _add_product(weight_grad[:size], logits.T, part, beta=int(chosen.start > 0))
                 if bias_grad is not None:
                     bias_grad[:size] += logits.sum(0, dtype=accurate)
-                del teacher, logits
+                del logits, of_student, teacher
         kept = accurate if weight.dtype == torch.float16 else weight.dtype
         of_head = (None if grad is None else grad.to(kept) for grad in (weight_grad, bias_grad))
         ctx.save_for_backward(hidden_grad, *of_head)

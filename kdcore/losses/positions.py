@@ -23,7 +23,7 @@ __all__ = [
 Reduction = Literal["none", "sum", "mean"]
 
 CPU_LOGITS = 2**17
-DEVICE_LOGITS, DEVICE_ROWS = 2**24, 256
+DEVICE_LOGITS, DEVICE_ROWS = 2**25, 256
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
