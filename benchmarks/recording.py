@@ -28,13 +28,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """The command, the versions and the machine's size; folders are reduced to their own names.
+    """The command with what is set of the C library's allocator, the versions and the machine's size; folders are
+    reduced to their own names.
 
     :param packages: distributions whose versions matter to the figures.
     """
     torch = sys.modules.get("torch")
+    allocator = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
+    arguments = map(_public, sys.argv[1:])
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_public, sys.argv[1:])]),
+        "command": shlex.join([*allocator, "python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
