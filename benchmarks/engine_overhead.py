@@ -297,53 +297,15 @@ def write(seconds: dict[str, np.ndarray], plugin: SoftLabels, arguments: Any) ->
     overhead = float(np.median(ratios))
     drawn = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
     low, high = np.quantile(np.median(drawn, 1), [0.025, 0.975])
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(examples), 64):
-            _, tokens, mask, _ = padded([Texts(examples)[i] for i in range(start, min(start + 64, len(examples)))])
-            rows.append(model(tokens, mask).logits)
-    return torch.cat(rows)
-
-
-def main() -> int:
-    parser = recording.parser(__doc__)
-    parser.add_argument("data", type=Path, help="folder with train.csv")
-    parser.add_argument("--batch-size", type=int, default=32, help="examples a step (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=150, help="of each (default: %(default)s)")
-    parser.add_argument("--each", type=int, default=2, help="steps of a turn (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=10, help="turns before the timed ones (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where to train (default: %(default)s)")
-    arguments = parser.parse_args()
-    file = (arguments.data / "train.csv").absolute()
-    steps = arguments.each * (arguments.warmup + arguments.turns)
-    plugin = SoftLabels(file=str(file), steps=steps, batch_size=arguments.batch_size)
-    turns = Turns(by_hand(plugin, teacher_logits(plugin).to(arguments.device)), arguments.each, arguments.device)
-    batches_of_kdcore = StepLoader.__iter__
-    with (
-        tempfile.TemporaryDirectory() as work,
-        mock.patch.object(StepLoader, "__iter__", lambda loader: turns.interrupt(batches_of_kdcore(loader))),
-    ):
-        losses = by_kdcore(plugin, Path(work) / "run", Path(work) / "store", arguments.device)
-    if not torch.allclose(torch.tensor(losses), torch.tensor(turns.losses), rtol=1e-3):
-        sys.exit(f"the two did not train alike: losses {losses} and {turns.losses}")
-    seconds = {name: np.array(values[arguments.warmup :]) / arguments.each for name, values in turns.seconds.items()}
-    return write(seconds, plugin, arguments)
-
-
-def write(seconds: dict[str, np.ndarray], plugin: SoftLabels, arguments: Any) -> int:
-    """The results; the exit code."""
-    ours, bare = seconds.values()
-    overhead = float(np.median(ours) / np.median(bare) - 1)
-    drawn = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))
-    low, high = np.quantile(np.median(ours[drawn], 1) / np.median(bare[drawn], 1) - 1, [0.025, 0.975])
     rows = [
         (name, *(f"{1000 * value:.1f}" for value in np.quantile(values, [0.5, 0.25, 0.75])))
         for name, values in seconds.items()
     ]
     text = (
         f"{recording.table(('loop', 'ms a step (median)', 'quartile', 'quartile'), rows)}\n\n"
-        f"- kdcore against the bare loop: {overhead:+.1%} (median of the turns' ratios, both with the same batches; 95% "
-        f"interval {low:+.1%} to {high:+.1%}); at most {OVERHEAD:.0%} {'holds' if overhead <= OVERHEAD else 'does not hold'}.\n\n"
+        f"- kdcore against the bare loop: {overhead:+.1%} (median of the turns' ratios, both with the same batches; "
+        f"95% interval {low:+.1%} to {high:+.1%}); at most {OVERHEAD:.0%} "
+        f"{'holds' if overhead <= OVERHEAD else 'does not hold'}.\n\n"
         f"{arguments.turns} turns of {arguments.each} steps of {plugin.batch_size} questions each, after "
         f"{arguments.warmup} turns of warm-up. Both log the same losses."
     )
