@@ -34,7 +34,7 @@ from kdcore.engine.plan import (
     refuse_idle_patience,
     refuse_missing_sources,
 )
-from kdcore.engine.processes import is_first_process, new_accelerator
+from kdcore.engine.processes import is_first_process, keep_freed_memory, new_accelerator
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.stages import StageJob, load_subject, ordered, run_stage, stage_folder, subject_folder
@@ -54,6 +54,8 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     :raises InputError: the folder holds something else, or the run was begun under other conditions.
     """
     check_device(configuration.run)
+    if configuration.run.device == "cpu" or not torch.accelerator.is_available():
+        keep_freed_memory()
     first = is_first_process(configuration.run)
     folder = Path(broadcast_object_list([str(resume or make_folder(new_folder(configuration))) if first else ""])[0])
     transformers.utils.logging.disable_progress_bar()
