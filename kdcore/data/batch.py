@@ -13,9 +13,10 @@ from kdcore.recipe import Example
 
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """The tensor on a device; a copy to a GPU goes through pinned memory, so that nothing waits for it."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+    to_gpu = torch.device(device).type == "cuda"
+    if to_gpu and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=to_gpu)
 
 
 class Batch:

@@ -115,7 +115,12 @@ def step_totals(stage: Stage, micro_batches: Sequence[Batch], accelerator: Any) 
     sums: dict[str, torch.Tensor] = {}
     for batch in micro_batches:
         for key, value in stage.counts(batch).items():
-            count = torch.as_tensor(value, device=accelerator.device).float()
+            count = torch.as_tensor(value).detach().to(accelerator.device, torch.float32, non_blocking=True)
+            if count.numel() != 1:
+                raise PluginError(
+                    f"counts of stage {stage.name!r} gave {key!r} the shape {tuple(count.shape)}; it must be a number"
+                )
+            count = count.reshape(())
             sums[key] = sums[key] + count if key in sums else count
     if accelerator.num_processes > 1 and sums:
         sums = dict(zip(sums, accelerator.reduce(torch.stack(list(sums.values())), "sum")))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdcore.losses.positions import at_least_float32, rows_of_a_loss, scaled, slices
+from kdcore.losses.positions import at_least_float32, check_temperature, rows_of_a_loss, scaled, slices
 
 __all__ = ["TopK", "log_sum_exp", "student_mass", "top_k", "with_rest"]
 
@@ -80,7 +80,9 @@ def with_rest(logits: Tensor, indices: Tensor, temperature: float = 1.0, mask: T
     :param temperature: divides the logits.
     :param mask: which positions are wanted, (...), bool; None: all.
     :return: (..., k + 1), or (mask.sum(), k + 1), the rest last; -inf where there are no others.
+    :raises ValueError: the temperature is not above 0 and finite.
     """
+    check_temperature(temperature)
     kept, rest = _Events.apply(logits, indices, temperature, mask)
     return torch.cat([kept, rest.unsqueeze(-1)], -1).log_softmax(-1)
 
@@ -98,7 +100,7 @@ class _Events(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """As `with_rest` has them; logits at indices, (..., k), and the logsumexp, (...)."""
         rows = logits.reshape(-1, logits.shape[-1])
-        wanted = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        wanted = None if mask is None else mask.to(rows.device).reshape(-1).nonzero().squeeze(1)
         events = _Places.of(indices.reshape(-1, indices.shape[-1]), rows.shape[1])
         kept = at_least_float32(rows.new_empty(events.columns.shape))
         rest = kept.new_empty(len(kept))

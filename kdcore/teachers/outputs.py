@@ -201,6 +201,7 @@ class StageTeachers:
             for number, indices in enumerate(batches):
                 if number % self.run.world == self.run.rank:
                     batch = self._batch([pool[i] for i in indices])
+                    seed_everything(derive("teacher", name, keys[indices[0]].hex()))
                     rows = self._rows(name, self.compute(name, batch), batch)
                     store.append([keys[i] for i in indices], rows)
                 bar.advance(len(indices))

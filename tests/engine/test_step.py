@@ -1,12 +1,14 @@
 from collections import OrderedDict, defaultdict, namedtuple
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from kdcore import LossTerm
 from kdcore.engine.models import Models
-from kdcore.engine.step import Passes, detach_memo, weighted_sum
+from kdcore.engine.step import Passes, detach_memo, step_totals, weighted_sum
 from kdcore.errors import PluginError
 from kdcore.losses.topk import top_k
 from kdcore.taps import tapped
@@ -101,3 +103,20 @@ def test_what_a_pass_leaves_in_the_memo_keeps_its_kind_and_loses_its_graph():
     assert memo["named"].right == "text"
     assert memo["default"]["new"] == []
     assert live.requires_grad
+
+
+@pytest.mark.parametrize("value", [4, 4.0, True, np.int64(4), torch.tensor(4), torch.tensor([4])])
+def test_a_count_is_a_number_of_any_kind(value):
+    stage = SimpleNamespace(counts=lambda batch: {"n": value}, name="distil")
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    total = step_totals(stage, [None, None], accelerator)["n"]
+    assert total.shape == ()
+    assert total == 2 * float(value)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1, 2]), torch.empty(0)])
+def test_a_count_of_several_numbers_is_refused(value):
+    stage = SimpleNamespace(counts=lambda batch: {"n": value}, name="distil")
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    with pytest.raises(PluginError, match="counts of stage 'distil' gave 'n' the shape"):
+        step_totals(stage, [None], accelerator)
