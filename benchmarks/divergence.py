@@ -5,9 +5,10 @@ chunked        kdcore.losses.chunked.chunked_divergence, then backward
 liger-kernel   its LigerFusedLinearJSD, on a GPU and where it is installed; forward KL is its beta 0
 
 Student and teacher have random hidden states and output matrices of the same width. The gradients are those of the
-student's hidden states and matrix. Each measurement has a process of its own; the ways take turns. Memory is the peak
-above the inputs: on a CPU of resident memory after a small call has loaded what is loaded once, on a GPU of allocated
-memory. The matrix's gradient is part of it. Ways whose values differ by more than a thousandth end the benchmark.
+student's hidden states and matrix. The ways take turns, on a CPU in a process of its own for each measurement. Memory
+is the peak above the inputs: on a CPU of resident memory after a small call has loaded what is loaded once, on a GPU of
+allocated memory. The matrix's gradient is part of it. Ways whose values differ by more than a thousandth end the
+benchmark.
 """
 
 from __future__ import annotations
@@ -234,8 +235,8 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=512, help="of both models (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--turns", type=int, default=2, help="processes of each way (default: %(default)s)")
-    parser.add_argument("--repetitions", type=int, default=3, help="timed, of each process (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=2, help="measurements of each way (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=3, help="timed, of each measurement (default: %(default)s)")
     options = parser.parse_args()
     results = [compare(name, size, options) for size in options.vocabularies for name in options.divergences]
     packages = ("kdcore", "torch", *(("liger-kernel",) if options.device == "cuda" and _has_liger() else ()))
