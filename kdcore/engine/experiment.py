@@ -54,8 +54,7 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     :raises InputError: the folder holds something else, or the run was begun under other conditions.
     """
     check_device(configuration.run)
-    if configuration.run.device == "cpu" or not torch.accelerator.is_available():
-        keep_freed_memory()
+    keep_freed_memory(configuration.run)
     first = is_first_process(configuration.run)
     folder = Path(broadcast_object_list([str(resume or make_folder(new_folder(configuration))) if first else ""])[0])
     transformers.utils.logging.disable_progress_bar()

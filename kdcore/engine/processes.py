@@ -26,8 +26,8 @@ from kdcore.errors import InputError
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next step, as torch does on a GPU.
+def keep_freed_memory(options: RunOptions) -> None:
+    """Where the CPU computes, let glibc keep what is freed for the next step, as torch does on a GPU.
 
     Else it gives large tensors back to the system, which clears every page that it hands out again: up to a fifth of a
     step's time. What the user has set of these is left alone.
@@ -35,7 +35,8 @@ def keep_freed_memory() -> None:
     chosen = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
         f"MALLOC_{name}_" in os.environ for name in ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD", "TOP_PAD")
     )
-    if platform.libc_ver()[0] == "glibc" and not chosen:
+    on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and platform.libc_ver()[0] == "glibc" and not chosen:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_MAX, 0)
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)

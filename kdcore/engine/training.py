@@ -71,7 +71,6 @@ class Training:
             self.run.log(f"{self.stage.name}: FSDP2 cuts {len(self._cut)} modules over {self.run.world} processes")
         self._watched = self.run.world == 1
         self._meet: Callable[[str], None] = lambda event: None
-        self._old_gradients: Callable[..., None] | None = None
         self.checks = Checks(job, self.module, self.models)
         if self.stage.subject not in self.models and (job.student_folder is not None or self.checks.possible):
             raise PluginError(
@@ -192,9 +191,7 @@ class Training:
         for name, turn in self.turns.items():
             optimizer = self.optimizers[name]
             self.trainable.thaw(name)
-            self._old_gradients = optimizer.zero_grad
-            if self.accelerator.device.type != "cpu":
-                self._clear_gradients()
+            optimizer.zero_grad(set_to_none=True)
             moves = False
             for micro, batch in enumerate(micro_batches):
                 portion = len(batch) / len(indices)
@@ -265,7 +262,6 @@ class Training:
             if loss is not None:
                 if not loss.requires_grad:
                     raise PluginError(f"{', '.join(found)}: no gradient reaches what turn {turn!r} trains")
-                self._clear_gradients()
                 self.accelerator.backward(loss * self.run.world)
                 total = loss.detach() if total is None else total + loss.detach()
             for key, value in found.items():
@@ -277,16 +273,6 @@ class Training:
                 f"stage {self.stage.name!r}: no loss term of turn {turn!r} has a weight; there is nothing to train on"
             )
         return total, values
-
-    def _clear_gradients(self) -> None:
-        """Free the gradients of the step before: once a turn, on a CPU between its first forward and backward.
-
-        Freed before the forward they would go back to the system, which then hands out the same memory page by page:
-        up to a fifth of a step's time. On a GPU they are freed first, for its memory is kept and is what is short.
-        """
-        if self._old_gradients is not None:
-            self._old_gradients(set_to_none=True)
-            self._old_gradients = None
 
     def terms_of(
         self,
