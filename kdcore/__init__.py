@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from kdcore.run import Run
     from kdcore.taps import tapped
+    from kdcore.text_model import TextModel
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Synth",
     "Target",
     "Teacher",
+    "TextModel",
     "Turn",
     "adamw",
     "constant",
@@ -75,6 +77,7 @@ _ELSEWHERE = {
     "linear": "kdcore.engine.schedules",
     "plateau": "kdcore.engine.schedules",
     "tapped": "kdcore.taps",
+    "TextModel": "kdcore.text_model",
 }
 
 

@@ -1,0 +1,121 @@
+"""A question to a text model and its completion, as clients send them and the journal keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import field, frozen
+
+__all__ = ["Attachment", "Completion", "Request", "TextClient", "TokenChoice"]
+
+
+@frozen
+class Attachment:
+    """A file that goes with the last message of a request, such as an image.
+
+    :param media_type: as of HTTP, ``"image/png"``.
+    :param data: its bytes.
+    """
+
+    media_type: str
+    data: bytes = field(repr=False)
+
+
+@frozen(kw_only=True)
+class Request:
+    """One question, with all that its answer depends on but chance.
+
+    :param model: the model's name.
+    :param messages: role and content of each turn, as in a chat: ``{"role": "user", "content": "..."}``.
+    :param parameters: of sampling, as OpenAI's chat completions name them (temperature, max_tokens, stop, seed,
+        logprobs, top_logprobs, ...), JSON values.
+    :param schema: the JSON schema that the answer must satisfy; None: free text.
+    :param attachments: go with the last message.
+    :param identity: anything else that tells the model from others of its name.
+    :param sample: tells apart several answers to the same question.
+    """
+
+    model: str
+    messages: Sequence[Mapping[str, str]]
+    parameters: Mapping[str, Any] = field(factory=dict)
+    schema: Mapping[str, Any] | None = None
+    attachments: Sequence[Attachment] = ()
+    identity: str = ""
+    sample: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """All of it but the sample, as JSON values; attachments by their sha256."""
+        return {
+            "model": self.model,
+            "identity": self.identity,
+            "messages": [dict(message) for message in self.messages],
+            "parameters": dict(self.parameters),
+            "schema": self.schema,
+            "attachments": [
+                {"media_type": each.media_type, "sha256": hashlib.sha256(each.data).hexdigest()}
+                for each in self.attachments
+            ],
+        }
+
+    def key(self) -> str:
+        """The sha256 of `facts`, 64 hexadecimal digits: with the sample it names a completion in the journal."""
+        canonical = json.dumps(self.facts(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@frozen
+class TokenChoice:
+    """One token of a completion.
+
+    :param token: its text.
+    :param log_probability: natural logarithm.
+    :param alternatives: the most probable tokens at this place with their log-probabilities, the most probable first.
+    """
+
+    token: str
+    log_probability: float
+    alternatives: Sequence[tuple[str, float]] = ()
+
+
+@frozen(kw_only=True)
+class Completion:
+    """What a text model said, and what it cost.
+
+    :param text: the answer; empty where there was none.
+    :param model: as the server names the model that answered.
+    :param finish: why it ended: ``"stop"``, ``"length"`` (cut off), ``"content_filter"``.
+    :param prompt_tokens: as the server counts them; so are ``answer_tokens``.
+    :param seconds: from sending the attempt that succeeded to its last byte.
+    :param price: in the currency of the model's prices; 0 where none are given.
+    :param attempts: how often it was sent.
+    :param tokens: with log-probabilities, where they were asked for.
+    """
+
+    text: str
+    model: str = ""
+    finish: str = "stop"
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    seconds: float = 0.0
+    price: float = 0.0
+    attempts: int = 1
+    tokens: Sequence[TokenChoice] = ()
+
+
+class TextClient(Protocol):
+    """Anything that completes requests: an endpoint, a local model. Used in one event loop."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Complete one request, after as many retries as its configuration allows.
+
+        :raises RunError: the teacher cannot be reached, or failed too often; the run can be resumed.
+        :raises InputError: it refuses the request (key, model name, a prompt that is too long).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections, processes and memory."""
+        ...
