@@ -6,6 +6,7 @@ message, ``NAME.system.jinja`` the system's, if there is one.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -144,7 +145,7 @@ def _library(cls: type[Any], replacements: str) -> _Library:
         file = getattr(sys.modules.get(base.__module__), "__file__", None)
         folder = Path(file).parent / FOLDER if file and base.__module__ != "builtins" else None
         own |= {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")} if folder else {}
-    replaced = _files_of(Path(replacements).expanduser().absolute(), own) if replacements else {}
+    replaced = _files_of(Path(replacements), own) if replacements else {}
     chosen = {name: (path, replaced.get(name)) for name, path in sorted(own.items())}
     return _Library(
         {name: PromptTemplate(name, _read(other or path), path, other) for name, (path, other) in chosen.items()}
@@ -152,18 +153,19 @@ def _library(cls: type[Any], replacements: str) -> _Library:
 
 
 def _replacements(plugin: Any) -> str:
-    """The value of the option ``prompts``; empty where the plugin declares none."""
+    """The absolute path in the option ``prompts``; empty where there is none, or the plugin has no such option."""
     value = getattr(plugin, FOLDER, "") if FOLDER in attrs.fields_dict(type(plugin)) else ""
-    return value if isinstance(value, str) else ""
+    return os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) and value else ""  # noqa: PTH100, PTH111
 
 
 def _files_of(folder: Path, own: Mapping[str, Path]) -> dict[str, Path]:
     """Template name to the file in a user's folder; hidden files aside, it holds nothing else."""
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         advice = "name a folder of templates; 'kdcore config NAME --prompts' prints the plugin's own"
-        raise InputError(f"{folder}: cannot be read ({error.strerror}): {advice}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"prompts = {str(folder)!r}: cannot be read ({reason}): {advice}") from None
     known = [f"{name}{SUFFIX}" for name in sorted(own)]
     for path in paths:
         if path.name not in known:

@@ -110,4 +110,4 @@ def test_prompts_that_cannot_be_used_exit_with_2(
 ) -> None:
     method = tmp_path / "my_method.py"
     method.write_text(JOINER.replace("weight: float = option(0.5", 'prompts: str = option(""'))
-    assert "none: cannot be read" in fail("config", method, "--prompts", "--set", f"prompts={tmp_path / 'none'}")
+    assert "none': cannot be read" in fail("config", method, "--prompts", "--set", f"prompts={tmp_path / 'none'}")

@@ -70,7 +70,7 @@ def test_templates_of_an_installed_package_and_of_the_class_it_derives_from(inst
     (joined.parent / "prompts").mkdir(parents=True)
     (joined.parent / "prompts" / "generate.jinja").write_text("of the file, {{ n }}")
     joined.write_text(
-        "from attrs import frozen\nfrom kd_plugin_rain import Method\n\n@frozen(kw_only=True)\nclass Mine(Method): ...\n"
+        "from attrs import frozen\nfrom kd_plugin_rain import Method\n\n@frozen\nclass Mine(Method): ...\n"
     )
     mine = load(str(joined)).cls()
     assert templates(mine) == {"generate": "of the file, {{ n }}", "other": "other"}
@@ -117,8 +117,10 @@ def test_mistakes_in_a_template_are_told_with_file_and_line(method, tmp_path, te
 
 
 def test_folders_and_files_that_cannot_be_used_are_refused(method, tmp_path):
-    with pytest.raises(InputError, match=r"none: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"none': cannot be read \(No such file"):
         templates(method(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"cannot be read \(embedded null byte\)"):
+        templates(method("a\0b"))
     unknown, binary = tmp_path / "unknown", tmp_path / "binary"
     unknown.mkdir()
     (unknown / "genrate.jinja").write_text("")
@@ -136,15 +138,15 @@ def test_folders_and_files_that_cannot_be_used_are_refused(method, tmp_path):
 
 def test_mistakes_of_the_author_name_the_plugin(method):
     plugin = method()
-    with pytest.raises(PluginError, match="Method has no prompt 'judge': .* there are: generate"):
+    with pytest.raises(PluginError, match=r"Method has no prompt 'judge': .* there are: generate"):
         prompt(plugin, "judge")
     with pytest.raises(PluginError, match=r"Method, prompt 'generate': the slot labels\[0\] is a object"):
         prompt(plugin, "generate", n=1, labels=[object()])
 
 
 def test_slots_may_have_any_name(method):
-    plugin = method(**{"generate.jinja": "{{ plugin }}{{ name }}{{ self }}"})
-    assert prompt(plugin, "generate", plugin=1, name=2, **{"self": 3})[0]["content"] == "123"
+    plugin = method(**{"generate.jinja": "{{ plugin }}{{ name }}"})
+    assert prompt(plugin, "generate", plugin=1, name=2)[0]["content"] == "12"
 
 
 def test_threads_share_the_templates(method):
@@ -159,3 +161,26 @@ def test_threads_share_the_templates(method):
     for thread in threads:
         thread.join()
     assert sorted(found) == sorted(f"Write {i} texts of these labels:\n" for i in range(32))
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "prompts.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    [template] = re.findall(r"```text\n(You write.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "my_method.py").write_text(source, encoding="utf-8")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "generate.jinja").write_text(template, encoding="utf-8")
+    plugin = load(str(tmp_path / "my_method.py")).cls()
+    mistakes = [{"text": 'Where is "it"?\n', "label": "card_lost"}, {"text": "</s>", "label": "card_arrival"}]
+    [message] = plugin.request("card_arrival", mistakes, ["card_arrival", "card_lost"])
+    assert message["content"] == (
+        "You write messages for a classifier of 2 intents.\n\n"
+        "Messages that the classifier gets wrong:\n"
+        '{"text": "Where is \\"it\\"?\\n", "label": "card_lost"}\n'
+        '{"text": "\\u003c/s>", "label": "card_arrival"}\n'
+        "\nWrite 4 new ones of the intent card_arrival, as a JSON list of objects of this form."
+    )
+    [listing] = re.findall(r"```text\n(\{% for label.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "prompts" / "generate.jinja").write_text(listing, encoding="utf-8")
+    again = load(str(tmp_path / "my_method.py")).cls()
+    assert prompt(again, "generate", labels=["a b", "c"])[0]["content"] == "a b, c"

@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from jinja2 import DictLoader
+from jinja2 import DictLoader, TemplateError
 
 from kdcore.synthesis.slots import SlotEnvironment, literal, plain
 
@@ -127,10 +127,9 @@ def test_common_text_is_left_readable() -> None:
 )
 def test_what_would_let_data_out_is_refused(source: str) -> None:
     environment = SlotEnvironment(DictLoader({"a": source}))
-    with pytest.raises(Exception, match=r".") as caught:
+    with pytest.raises((TemplateError, TypeError)):
         environment.check(source, "a", "a.jinja")
-        print(environment.get_template("a").render(text="x"))
-    assert type(caught.value).__module__ in ("jinja2.exceptions", "builtins")
+        environment.get_template("a").render(text="x")
 
 
 @pytest.mark.parametrize("name", ["card_arrival", "Größe (cm)", "R&D, don't", "a-b/c.d", "x" * 100])
@@ -142,7 +141,7 @@ def test_a_bare_name_is_written_without_quotes(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "a\nb", "a: b", "<s>", "[INST]", "a`b", 'a"b', "{a}", "x" * 101, 7, None, ["a"]])
 def test_anything_else_is_not_bare(name: object) -> None:
     environment = SlotEnvironment(DictLoader({"a": "{{ name|bare }}"}))
-    with pytest.raises(ValueError, match="cannot be written by |bare"):
+    with pytest.raises(ValueError, match=r"cannot be written by \|bare"):
         environment.get_template("a").render(name=name)
 
 
