@@ -71,6 +71,8 @@ def prompt(plugin: Any, name: str, /, **slots: Any) -> list[dict[str, str]]:
         data = {slot: plain(value, slot) for slot, value in slots.items()}
     except TypeError as error:
         raise PluginError(f"{type(plugin).__name__}, prompt {name!r}: the slot {error}") from None
+    except RecursionError:
+        raise PluginError(f"{type(plugin).__name__}, prompt {name!r}: a slot is nested too deeply") from None
     system = f"{name}.system"
     messages = [{"role": "user", "content": library.render(name, data)}]
     if system in library.templates and (content := library.render(system, data)).strip():

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import BaseLoader, StrictUndefined, TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["SlotEnvironment", "literal", "plain"]
@@ -36,7 +36,7 @@ UNSAFE = re.compile(
 
 
 class Written(str):
-    """Text in which every slot is a literal already: what a macro made, and bare strings.
+    """Text in which every slot is a literal already: what a macro, block or recursive loop made, and bare strings.
 
     Whatever an expression makes of it is a plain string again, and so written as a literal.
     """
@@ -136,8 +136,8 @@ class SlotEnvironment(ImmutableSandboxedEnvironment):
         self.globals = {name: self.globals[name] for name in GLOBALS}
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Call a macro, whose text is `Written`, or a method of a value."""
-        if isinstance(__obj, Macro):
+        """Call what renders a part of a template, whose text is `Written`, or a method of a value."""
+        if isinstance(__obj, Macro | LoopContext | BlockReference):
             return Written(super().call(__context, __obj, *args, **kwargs))
         if "caller" in kwargs and not isinstance(__obj, Undefined):  # {% call %} writes what it gets as it is
             raise SecurityError("{% call %} takes a macro of the template")

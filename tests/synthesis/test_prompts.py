@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,10 @@ def test_mistakes_of_the_author_name_the_plugin(method):
         prompt(plugin, "judge")
     with pytest.raises(PluginError, match=r"Method, prompt 'generate': the slot labels\[0\] is a object"):
         prompt(plugin, "generate", n=1, labels=[object()])
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(PluginError, match="Method, prompt 'generate': a slot is nested too deeply"):
+        prompt(plugin, "generate", n=1, labels=endless)
 
 
 def test_slots_may_have_any_name(method):

@@ -99,6 +99,16 @@ def test_what_the_author_writes_stays_as_it_is() -> None:
     assert '## "x"\n<q><q>"x"</q></q> "<Q>\\"X\\"</Q>"'.replace("<Q", r"\u003cQ").replace("</Q", r"\u003c/Q") in text
 
 
+def test_recursive_loops_and_blocks_are_written_once() -> None:
+    tree = "{% for n in tree recursive %}({{ n.text }}{{ loop(n.children) }}){% endfor %}"
+    sources = {
+        "tree": "{% block all %}" + tree + "{% endblock %}",
+        "child": "{% extends 'tree' %}{% block all %}<{{ super() }}>{% endblock %}",
+    }
+    value = [{"text": "a", "children": [{"text": '"', "children": []}]}]
+    assert SlotEnvironment(DictLoader(sources)).get_template("child").render(tree=value) == r'<("a"("\""))>'
+
+
 def test_common_text_is_left_readable() -> None:
     assert literal("Größe: 3 > 2, [1] `x` 日本語 🙂 a/b [a b]") == '"Größe: 3 > 2, [1] `x` 日本語 🙂 a/b [a b]"'
 
