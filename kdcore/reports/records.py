@@ -197,7 +197,7 @@ class QualityRecord:
     distinct_2: float | None = None
     similarity: float | None = None
     words: _Words = _Words()
-    real: _RealQuality | None = None
+    real: _RealQuality = _RealQuality()
 
 
 @frozen
@@ -219,7 +219,7 @@ class _SynthesisRound:
     dropped: dict[str, int] = field(factory=dict, validator=_counts)
     seconds: float | None = field(default=None, validator=_counts)
     price: float | None = field(default=None, validator=_counts)
-    quality: QualityRecord | None = None
+    quality: QualityRecord = QualityRecord()
 
 
 @frozen

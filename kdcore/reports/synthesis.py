@@ -108,11 +108,6 @@ class Synthesis:
         return sum((Counter(each.dropped) for each in self.record.rounds), Counter())
 
     @property
-    def price(self) -> float:
-        """Of all teachers."""
-        return sum(teacher.price for teacher in self.record.teachers.values())
-
-    @property
     def worked(self) -> bool:
         """Whether anything was drawn or asked (a control draws nothing of a teacher)."""
         asked = any(teacher.requests for teacher in self.record.teachers.values())
@@ -155,7 +150,7 @@ class Synthesis:
                 "round": str(each.round),
                 "accepted": f"{each.accepted:,}",
                 "left out": counted(each.dropped, quote) or NONE,
-                **_quality_cells(each.quality or QualityRecord(), quote),
+                **_quality_cells(each.quality, quote),
                 "seconds": number(each.seconds),
                 "price": NONE if each.price is None else in_money(each.price),
             }
@@ -194,27 +189,24 @@ def counted(counts: Mapping[str, int], quote: Callable[[str], str] = str) -> str
 
 
 def in_money(price: float) -> str:
-    """Two decimals, or two significant digits where these would show nothing."""
-    return f"{price:,.2f}" if price == 0 or price >= 0.1 else f"{price:.2g}"
+    """Two decimals; below 1 three significant digits."""
+    return f"{price:,.2f}" if price >= 1 else f"{price:.3g}"
 
 
 def _quality_cells(quality: QualityRecord, quote: Callable[[str], str]) -> dict[str, str]:
-    real = quality.real
-
     def beside(value: float | None, other: float | None) -> str:
         return number(value) if other is None else f"{number(value)} (real {number(other)})"
 
-    words, others = quality.words, real.words if real else None
-    spread = words.p5 is not None and words.p95 is not None
+    words, real = quality.words, quality.real
     return {
         "labels": _labels(quality, quote),
         "label entropy": number(quality.entropy),
-        "distinct-1": beside(quality.distinct_1, real and real.distinct_1),
-        "distinct-2": beside(quality.distinct_2, real and real.distinct_2),
-        "similarity": beside(quality.similarity, real and real.similarity),
-        "similarity to real texts": number(real.similarity_across if real else None),
-        "words": beside(words.mean, others and others.mean),
-        "5% to 95%": f"{number(words.p5)} to {number(words.p95)}" if spread else NONE,
+        "distinct-1": beside(quality.distinct_1, real.distinct_1),
+        "distinct-2": beside(quality.distinct_2, real.distinct_2),
+        "similarity": beside(quality.similarity, real.similarity),
+        "similarity to real texts": number(real.similarity_across),
+        "words": beside(words.mean, real.words.mean),
+        "5% to 95%": f"{words.p5:.1f} to {words.p95:.1f}" if words.p5 is not None and words.p95 is not None else NONE,
     }
 
 

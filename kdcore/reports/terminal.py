@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from kdcore.reports.summary import Summary, comparison_line, summarise
-from kdcore.reports.synthesis import plain_samples, synthesis_in
+from kdcore.reports.synthesis import one_line, plain_samples, synthesis_in
 from kdcore.reports.table import NONE, Table, table_of
 
 __all__ = ["print_summary", "print_table"]
@@ -63,7 +63,7 @@ def _synthesis(console: Console, summary: Summary) -> None:
         title = f"Synthetic examples of arm {run.arms[0]}, seed {run.seeds[0]}, stage {part.stage}"
         console.print(Text(title, style="bold"), soft_wrap=not console.is_terminal)
         lines = [part.sentence()]
-        for row in part.teacher_rows():
+        for row in part.teacher_rows(lambda name: one_line(name, 60)):
             cost = f"{row['requests']} requests, {row['paid']} of them paid in this run, price {row['price']}"
             lines.append(f"teacher {row['teacher']} ({row['model']}): {cost}; answers rejected: {row['rejected']}")
         for line in lines:

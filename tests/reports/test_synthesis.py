@@ -223,7 +223,7 @@ def test_the_terminal_shows_three_good_and_three_rejected(drawn, terminal):
     text = printed(drawn, width=200, terminal=terminal)
     lines = text[text.index("Synthetic examples of arm distill, seed 0, stage distil") :].splitlines()
     assert lines[1] == "27 accepted examples in 3 rounds; left out: 6 near duplicate, 3 leak."
-    cost = "120 requests, 118 of them paid in this run, price 0.38"
+    cost = "120 requests, 118 of them paid in this run, price 0.375"
     assert lines[2] == f"teacher llm (gemma3-270m): {cost}; answers rejected: 5 too long, 3 no JSON"
     assert [line.split(":")[0] for line in lines[3:]] == ["  accepted"] * 3 + ["  rejected (no JSON)"] * 3
     assert lines[3].startswith(f"  accepted: text: {SENTENCES[0][:60]}")
@@ -234,7 +234,7 @@ def test_the_card_tells_teacher_counts_price_quality_and_export(drawn):
     cards = [path.read_text() for path in write_cards(drawn)]
     text = cards[0]
     assert "Stage `distil`: 27 accepted examples in 3 rounds, 9 left out." in text
-    assert "| `llm` | `gemma3-270m` | 120 | 118 | 40,000 | 9,000 | 55.2 | 0.38 | 5 `too long`, 3 `no JSON` |" in text
+    assert "| `llm` | `gemma3-270m` | 120 | 118 | 40,000 | 9,000 | 55.2 | 0.375 | 5 `too long`, 3 `no JSON` |" in text
     assert "kdcore store export mine" in text
     assert "\n\n\n" not in text
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
