@@ -16,6 +16,7 @@ from kdcore.files import write_text
 from kdcore.reports.exports import export_of
 from kdcore.reports.folder import students
 from kdcore.reports.summary import Summary, compared_pairs, difference_line, fairness, summarise
+from kdcore.reports.synthesis import code, synthesis_in
 from kdcore.reports.table import export_table, table_of
 
 __all__ = ["write_card", "write_cards"]
@@ -82,9 +83,14 @@ def write_card(summary: Summary, relative: str) -> Path:
             entries=entries,
             fair=compared_pairs(entries),
             usage=plan["usage"].replace("{folder}", f"{run.name}/{relative}").strip(),
+            run_name=run.name,
             location=f"{run.name}/{relative}",
             exported=exported,
             exports=export_table(exported),
+            syntheses=[
+                (part, [rows for rows in (part.teacher_rows(code), part.round_rows(code)) if rows])
+                for part in synthesis_in(run, arm, seed)
+            ],
             configuration=configuration(run.text("config.toml")),
             plugins=plugins,
             papers=[(plugin, match[1]) for plugin in plugins if (match := ARXIV.search(plugin["paper"]))],

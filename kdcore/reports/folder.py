@@ -18,7 +18,6 @@ from kdcore.reports.records import (
     DoneRecord,
     Evaluation,
     PlanRecord,
-    SamplesRecord,
     read_object,
     structured,
     structured_line,
@@ -26,7 +25,7 @@ from kdcore.reports.records import (
 
 __all__ = ["Evaluated", "RunFolder", "open_run", "read_done", "read_metrics", "read_object", "students"]
 
-RECORDS = {"data.json": DataRecord, "samples.json": SamplesRecord}
+RECORDS = {"data.json": DataRecord}
 
 LATENCY = "latency_ms"
 
@@ -123,13 +122,25 @@ class RunFolder:
         ]
         return next((place for place in places if place.is_dir()), None)
 
+    def stage_folders(self) -> Iterator[tuple[str, str, int, Path]]:
+        """Each stage folder once: stage, arm (``"shared"`` where arms share it), seed, folder; by stage, arm, seed."""
+        seen: set[Path] = set()
+        for stage in self.stages:
+            for arm in self.arms:
+                for seed in self.seeds:
+                    folder = self.stage_folder(arm, seed, stage)
+                    if folder is not None and folder not in seen:
+                        seen.add(folder)
+                        shared = folder.relative_to(self.path).parts[0] == "shared"
+                        yield stage, "shared" if shared else arm, seed, folder
+
     def done(self, arm: str, seed: int, stage: str) -> dict[str, Any] | None:
         """What `DoneRecord` has of a stage's ``done.json``; None while it is not finished."""
         folder = self.stage_folder(arm, seed, stage)
         return None if folder is None else read_done(folder)
 
     def optional(self, name: str) -> dict[str, Any] | None:
-        """A JSON file at the top of the run, such as ``samples.json``; None when it is absent."""
+        """A JSON file at the top of the run, such as ``data.json``; None when it is absent."""
         path = self.path / name
         if not path.is_file():
             return None

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdcore.files import write_text
 from kdcore.reports import plots
+from kdcore.reports.curves import Panels, Plot, add_curve, images, is_number, seeds_in_words
 from kdcore.reports.folder import RunFolder, read_done, read_metrics
 from kdcore.reports.result import verdict
 from kdcore.reports.summary import (
@@ -26,12 +26,12 @@ from kdcore.reports.summary import (
     size,
     summarise,
 )
+from kdcore.reports.synthesis import shown_in
 from kdcore.reports.table import export_table
 from kdcore.structure import flatten
 
 __all__ = ["write_report"]
 
-SAMPLES = 100
 FILES = {
     "config.toml": "the resolved configuration",
     "plan.json": "arms, seeds and stages",
@@ -39,7 +39,6 @@ FILES = {
     "events.log": "what happened, with times",
     "result.json": "all figures, for machines",
     "data.json": "duplicates and leaks that were found",
-    "samples.json": "the samples shown above",
     "student": "the student, with its model card",
     "arms": "each arm and seed: stages, evaluation, student",
     "teachers": "the teachers' evaluations",
@@ -49,14 +48,6 @@ FILES = {
     "tensorboard": "events for TensorBoard",
     "store": "teacher outputs, computed once",
 }
-
-
-@frozen(eq=False)
-class Plot:
-    """Images with one caption; each image is a URI and the words that say what it shows."""
-
-    images: list[tuple[str, str]]
-    caption: str
 
 
 def write_report(folder: Path) -> Path:
@@ -83,8 +74,7 @@ def report_of(summary: Summary) -> Path:
             fair=compared_pairs(entries),
             forest=_forest(summary, entries),
             curves=_loss_plots(run, records) + _validation_plots(run, records),
-            samples=run.optional("samples.json"),
-            samples_shown=SAMPLES,
+            synthesis=shown_in(run),
             reference=next((line.label for line in summary.lines if line.kind == "teacher"), ""),
             exports=[(entry, export_table(entry)) for entry in summary.result["exports"]],
             data=run.optional("data.json"),
@@ -105,18 +95,10 @@ Records = dict[str, dict[str, list[tuple[int, Path, list[dict[str, Any]]]]]]
 def _records(run: RunFolder) -> Records:
     """Stage to arm to (seed, folder, records); a stage that arms share is listed once, under ``shared``."""
     found: Records = {}
-    for stage in run.stages:
-        seen: set[Path] = set()
-        for arm in run.arms:
-            for seed in run.seeds:
-                folder = run.stage_folder(arm, seed, stage)
-                if folder is None or folder in seen:
-                    continue
-                seen.add(folder)
-                records = read_metrics(folder / "metrics.jsonl")
-                owner = "shared" if "shared" in folder.relative_to(run.path).parts[:1] else arm
-                if records:
-                    found.setdefault(stage, {}).setdefault(owner, []).append((seed, folder, records))
+    for stage, owner, seed, folder in run.stage_folders():
+        records = read_metrics(folder / "metrics.jsonl")
+        if records:
+            found.setdefault(stage, {}).setdefault(owner, []).append((seed, folder, records))
     return found
 
 
@@ -124,20 +106,22 @@ def _loss_plots(run: RunFolder, records: Records) -> list[Plot]:
     """One image a stage: the loss, then each of its terms where there is more than one."""
     found = []
     for stage, arms in records.items():
-        panels: dict[str, list[plots.Curve]] = {}
+        panels: Panels = {}
         for arm, seeds in arms.items():
             train = [[r for r in rows if r.get("split", "train") == "train"] for _, _, rows in seeds]
             terms = dict.fromkeys(name for rows in train for r in rows for name in r.get("terms", {}))
-            _add(panels, "loss", arm, [[(r["step"], r.get("loss")) for r in rows] for rows in train])
+            add_curve(panels, "loss", arm, [[(r["step"], r.get("loss")) for r in rows] for rows in train])
             for term in terms:
-                _add(panels, term, arm, [[(r["step"], r.get("terms", {}).get(term)) for r in rows] for rows in train])
+                add_curve(
+                    panels, term, arm, [[(r["step"], r.get("terms", {}).get(term)) for r in rows] for rows in train]
+                )
         if len(panels) == 2 and "loss" in panels:
             panels.popitem()
         if panels:
-            legend = _seeds_in_words(arms)
+            legend = seeds_in_words(arms)
             found.append(
                 Plot(
-                    _images(run, panels),
+                    images(run, panels),
                     f"Training loss in stage “{stage}”{_terms_in_words(panels)}. {legend}",
                 )
             )
@@ -148,7 +132,7 @@ def _validation_plots(run: RunFolder, records: Records) -> list[Plot]:
     """One image a stage: each validation metric, the headline first; a diamond marks the best check."""
     found = []
     for stage, arms in records.items():
-        panels: dict[str, list[plots.Curve]] = {}
+        panels: Panels = {}
         better: dict[str, str] = {}
         for arm, seeds in arms.items():
             checks = [[r for r in rows if r.get("split") == "validation"] for _, _, rows in seeds]
@@ -157,41 +141,18 @@ def _validation_plots(run: RunFolder, records: Records) -> list[Plot]:
             for name in sorted(names, key=lambda name: name != run.headline):
                 points = [[(r["step"], r.get("metrics", {}).get(name)) for r in rows] for rows in checks]
                 best = [_best_step(folder) for _, folder, _ in seeds] if name == run.headline else []
-                marks = [(s, v) for rows, step in zip(points, best) for s, v in rows if s == step and _is_number(v)]
-                _add(panels, name, arm, points, marks)
+                marks = [(s, v) for rows, step in zip(points, best) for s, v in rows if s == step and is_number(v)]
+                add_curve(panels, name, arm, points, marks)
         if panels:
             titled = {f"{name} ({better.get(name, 'higher')} is better)": curves for name, curves in panels.items()}
             found.append(
                 Plot(
-                    _images(run, titled),
-                    f"Validation during stage “{stage}”. {_seeds_in_words(arms)} A diamond marks the check whose "
+                    images(run, titled),
+                    f"Validation during stage “{stage}”. {seeds_in_words(arms)} A diamond marks the check whose "
                     "weights were kept.",
                 )
             )
     return found
-
-
-def _add(
-    panels: dict[str, list[plots.Curve]],
-    title: str,
-    arm: str,
-    seeds: list[list[tuple[int, Any]]],
-    marks: list[tuple[int, float]] | None = None,
-) -> None:
-    known = [[(step, value) for step, value in rows if _is_number(value)] for rows in seeds]
-    lines = [([s for s, _ in rows], [float(v) for _, v in rows]) for rows in known if rows]
-    if lines:
-        panels.setdefault(title, []).append(plots.Curve(arm, lines, marks or []))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _images(run: RunFolder, panels: dict[str, list[plots.Curve]]) -> list[tuple[str, str]]:
-    present = {curve.label for curves in panels.values() for curve in curves}
-    arms = [arm for arm in [*run.arms, "shared"] if arm in present] if len(present) == 1 else [*run.arms, "shared"]
-    return [(plots.panel(title, curves, arms), _ends(title, curves)) for title, curves in panels.items()]
 
 
 def _best_step(folder: Path) -> int | None:
@@ -199,23 +160,7 @@ def _best_step(folder: Path) -> int | None:
     return done["best_step"] if done else None
 
 
-def _ends(title: str, curves: list[plots.Curve]) -> str:
-    """``"loss: distill 0.70 to 0.21, control 0.69 to 0.34"``, means over seeds."""
-    said = []
-    for curve in curves:
-        first = math.fsum(values[0] for _, values in curve.seeds) / len(curve.seeds)
-        last = math.fsum(values[-1] for _, values in curve.seeds) / len(curve.seeds)
-        said.append(f"{curve.label} {number(first)} to {number(last)}")
-    return f"{title}: {', '.join(said)}"
-
-
-def _seeds_in_words(arms: dict[str, Any]) -> str:
-    if max(len(seeds) for seeds in arms.values()) == 1:
-        return ""
-    return "Thin lines are seeds, thick lines their mean."
-
-
-def _terms_in_words(panels: dict[str, Any]) -> str:
+def _terms_in_words(panels: Panels) -> str:
     if len(panels) == 1:
         return ""
     differ = len({tuple(curve.label for curve in curves) for curves in panels.values()}) > 1

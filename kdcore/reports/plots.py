@@ -53,16 +53,17 @@ class Curve:
     marks: Sequence[tuple[int, float]] = ()
 
 
-def panel(title: str, curves: Sequence[Curve], arms: Sequence[str]) -> str:
+def panel(title: str, curves: Sequence[Curve], arms: Sequence[str], along: str = "step") -> str:
     """The curves of one loss term or metric, one colour and dash for each of ``arms`` throughout a report.
 
     Beyond 400 points a curve shows the means of as many bins of steps.
 
+    :param along: what the horizontal axis counts.
     :returns: a ``data:`` URI of an SVG image.
     """
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(5.0, 2.9), layout="constrained")
-        _draw(figure.subplots(), title, curves, arms)
+        _draw(figure.subplots(), title, curves, arms, along)
         return _uri(figure)
 
 
@@ -89,7 +90,7 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]]) -> str
         return _uri(figure)
 
 
-def _draw(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str]) -> None:
+def _draw(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str], along: str) -> None:
     for curve in curves:
         index = arms.index(curve.label) if curve.label in arms else 0
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
@@ -107,7 +108,7 @@ def _draw(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str]) 
         for step, value in curve.marks:
             axis.plot([step], [value], marker="D", markersize=4.5, color=style["color"], alpha=0.8)
     axis.set_title(title)
-    axis.set_xlabel("step")
+    axis.set_xlabel(along)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(arms) > 1:
         axis.legend(loc="best", fontsize=9)

@@ -23,7 +23,9 @@ __all__ = [
     "ExportRecord",
     "LogRecord",
     "PlanRecord",
-    "SamplesRecord",
+    "QualityRecord",
+    "RejectedSample",
+    "SynthesisRecord",
     "read_object",
     "structured",
     "structured_line",
@@ -141,6 +143,7 @@ class DoneRecord:
     """``done.json`` of a stage."""
 
     steps: int | None = field(default=None, validator=_counts)
+    round_steps: list[int] = field(factory=list, validator=_counts)
     best_step: int | None = field(default=None, validator=_counts)
     initial_hash: str | None = None
     order_hash: str | None = None
@@ -168,12 +171,86 @@ class DataRecord:
 
 
 @frozen
-class SamplesRecord:
-    """``samples.json``: a table of examples with the students' answers."""
+class _Words:
+    mean: float | None = None
+    p5: float | None = None
+    p95: float | None = None
 
-    title: str = "Samples"
-    columns: list[str] = field(factory=list)
-    rows: list[list[Any]] = field(factory=list)
+
+@frozen
+class _RealQuality:
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    similarity: float | None = None
+    similarity_across: float | None = None
+    words: _Words = _Words()
+
+
+@frozen
+class QualityRecord:
+    """What `kdcore.synthesis.quality.quality_of` tells of a round."""
+
+    labels: dict[str, float] = field(factory=dict, validator=_counts)
+    missing: list[str] = field(factory=list)
+    entropy: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    similarity: float | None = None
+    words: _Words = _Words()
+    real: _RealQuality = _RealQuality()
+
+
+@frozen
+class _TextTeacher:
+    model: str = ""
+    requests: int = field(default=0, validator=_counts)
+    paid: int = field(default=0, validator=_counts)
+    prompt_tokens: int = field(default=0, validator=_counts)
+    answer_tokens: int = field(default=0, validator=_counts)
+    seconds: float = field(default=0.0, validator=_counts)
+    price: float = field(default=0.0, validator=_counts)
+    rejected: dict[str, int] = field(factory=dict, validator=_counts)
+
+
+@frozen
+class _SynthesisRound:
+    round: int = field(validator=_counts)
+    accepted: int = field(validator=_counts)
+    dropped: dict[str, int] = field(factory=dict, validator=_counts)
+    seconds: float | None = field(default=None, validator=_counts)
+    price: float | None = field(default=None, validator=_counts)
+    quality: QualityRecord = QualityRecord()
+
+
+@frozen
+class _AcceptedSample:
+    data: dict[str, Any]
+    round: int = field(default=0, validator=_counts)
+    id: str = ""
+    origin: str = ""
+
+
+@frozen
+class RejectedSample:
+    reason: str
+    round: int = field(default=0, validator=_counts)
+    text: str = ""
+    prompt: str = ""
+
+
+@frozen
+class _SynthesisSamples:
+    accepted: list[_AcceptedSample] = field(factory=list)
+    rejected: list[RejectedSample] = field(factory=list)
+
+
+@frozen
+class SynthesisRecord:
+    """``synthesis.json`` of a stage that draws `data_synth`."""
+
+    teachers: dict[str, _TextTeacher] = field(factory=dict)
+    rounds: list[_SynthesisRound] = field(factory=list)
+    samples: _SynthesisSamples = _SynthesisSamples()
 
 
 @frozen

@@ -137,7 +137,6 @@ def make_run(
     (folder / "events.log").write_text("run started\n")
     write(folder / "environment.json", {"versions": {"kdcore": "0.1.0", "numpy": np.__version__}, "git": None})
     write(folder / "data.json", {"duplicates": 0, "leaks": []})
-    write(folder / "samples.json", {"title": "Samples", "columns": ["text", "score"], "rows": [["<b>bold</b>", 0.5]]})
     single = len(arms) == 1 and len(seeds) == 1
     for name, control in arms:
         for seed in seeds:

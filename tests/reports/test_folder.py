@@ -145,7 +145,6 @@ def test_a_log_line_with_a_wrong_value_is_named(tmp_path, line, message):
     [
         ("data.json", '{"leaks": 3}', r"data\.json: key 'leaks' is 3, but must be a list of strings"),
         ("data.json", '{"leaks": {"a": 1}}', r"data\.json: key 'leaks' is .*, but must be a list of strings"),
-        ("samples.json", '{"rows": [1]}', r"samples\.json: key 'rows\[0\]' is 1, but must be a list"),
         ("environment.json", "[]", r"environment\.json: expected a JSON object, found list"),
         (
             "arms/distill/seed-0/distil/done.json",
@@ -180,7 +179,7 @@ def test_a_run_with_the_least_that_is_valid_has_its_reports(tmp_path):
     stage = tmp_path / "arms" / "distill" / "seed-0" / "s"
     stage.mkdir(parents=True)
     (tmp_path / "student").mkdir()
-    for path in (stage / "done.json", tmp_path / "data.json", tmp_path / "samples.json", tmp_path / "environment.json"):
+    for path in (stage / "done.json", stage / "synthesis.json", tmp_path / "data.json", tmp_path / "environment.json"):
         path.write_text("{}")
     (stage / "metrics.jsonl").write_text('{"step": 1}\n')
     assert all(path.is_file() for path in write_all(tmp_path))

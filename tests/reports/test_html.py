@@ -82,9 +82,7 @@ def test_the_page_tells_finding_table_and_fairness(run_folder):
 
 
 def test_text_of_others_is_escaped(run_folder):
-    (run_folder / "samples.json").write_text(
-        json.dumps({"title": "<i>t</i>", "columns": ["<script>"], "rows": [["<img src=x onerror=y>", None, 1.5]]})
-    )
+    (run_folder / "data.json").write_text(json.dumps({"leaks": ["<i>t</i> <img src=x onerror=y>"]}))
     (run_folder / "config.toml").write_text("a = '</pre><script>alert(1)</script>'\n")
     plan = json.loads((run_folder / "plan.json").read_text())
     plan["arms"][0]["because"] = "<b>why</b>"
@@ -117,7 +115,7 @@ def test_a_run_without_control_shows_the_command(make, tmp_path):
 def test_a_run_that_has_only_begun(run_folder):
     for path in [*run_folder.glob("arms/*/*/*.json"), *run_folder.glob("teachers/*/*"), *run_folder.glob("*.toml")]:
         path.unlink()
-    for name in ("environment.json", "data.json", "samples.json"):
+    for name in ("environment.json", "data.json"):
         (run_folder / name).unlink()
     for path in run_folder.glob("arms/*/*/*/*"):
         if path.name == "done.json":
