@@ -155,6 +155,7 @@ class Journal:
         """
         if not reason:
             raise ValueError("an answer is rejected for a reason; none was given")
+        self._check_open()
         stored = self._read((key, sample))
         if stored is None:
             raise KeyError(answer_name(key, sample))
@@ -165,6 +166,7 @@ class Journal:
 
     def totals(self, run: str | None = None, teacher: str | None = None) -> Totals:
         """Sums over the answers that a run paid for, of a teacher; of all where neither is named."""
+        self._check_open()
         with self._reads() as connection:
             return totals_of(connection, run, teacher)
 
@@ -224,6 +226,7 @@ class Journal:
     def _ask(self, name: Name, ask: Callable[[], Completion]) -> Completion:
         """Ask, and end the claim where that fails."""
         try:
+            self._check_open()
             return ask()
         except BaseException:
             with suppress(KDCoreError):  # the claim ends with this process at the latest
@@ -239,6 +242,7 @@ class Journal:
             owner = self._owner(name)
             while owner is not None and is_held(owner_file(self.path, owner)):
                 time.sleep(POLL_SECONDS)
+                self._check_open()
                 owner = self._owner(name)
             if owner is not None:
                 self._release(owner)
