@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,12 +96,12 @@ def verify(folder: Path) -> None:
     from kdcore.teachers.inventory import facts_of, is_busy, stores_in
     from kdcore.teachers.verify import problems_of
 
-    broken = 0
+    unsound: Counter[str] = Counter()
     for file in journal_inventory.journals_in(folder):
         problems = journal_inventory.problems_of(file)
         for problem in problems or [f"{file}: sound, {journal_inventory.facts_of(file).totals.requests:,} answers"]:
             click.echo(problem)
-        broken += bool(problems)
+        unsound["journal"] += bool(problems)
     for each in stores_in(folder):
         problems = problems_of(each)
         if problems and is_busy(each):
@@ -112,9 +113,10 @@ def verify(folder: Path) -> None:
             click.echo(f"{each}: sound, {facts.rows:,} rows")
         for problem in problems:
             click.echo(problem)
-        broken += bool(problems)
-    if broken:
-        raise InputError(f"{folder}: {broken} {'are' if broken > 1 else 'is'} not sound; see the lines above")
+        unsound["store"] += bool(problems)
+    if unsound.total():
+        named = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in unsound.items() if count)
+        raise InputError(f"{folder}: {named} {'are' if unsound.total() > 1 else 'is'} not sound; see the lines above")
 
 
 @store.command(

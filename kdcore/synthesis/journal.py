@@ -20,6 +20,7 @@ from typing import Self
 from attrs import evolve
 
 from kdcore.errors import InputError, KDCoreError, RunError
+from kdcore.files import placed
 from kdcore.synthesis.journal_file import COLUMNS, INSERT, SELECT, Answer, Name, answer_name, create, explained, normal
 from kdcore.synthesis.journal_totals import Totals, totals_of
 from kdcore.synthesis.journal_writer import Writer
@@ -85,8 +86,9 @@ class Journal:
         :raises InputError: it cannot be made or written, is no journal, or is that of a newer kdcore.
         :raises RunError: another process keeps it locked, or the disk is full.
         """
-        try:
+        with placed(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             return cls(Path(os.path.realpath(path)))
         except OSError as error:
             raise InputError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kdcore.errors import InputError
+from kdcore.files import placed
 from kdcore.synthesis.journal_file import Answer, answer_name, explained, open_existing, rows
 
 __all__ = ["answers_in", "export", "to_line", "writing"]
@@ -102,11 +103,9 @@ def writing(file: Path) -> Iterator[IO[str]]:
     if file.exists():
         raise InputError(f"{file}: exists, and nothing is overwritten; name a new file")
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    try:
+    with placed(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = temporary.open("x", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be made ({error.strerror}); name another file") from error
     try:
         with lines:
             yield lines

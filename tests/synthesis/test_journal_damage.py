@@ -67,7 +67,7 @@ def test_a_newer_journal_is_refused(path: Path, question: Question) -> None:
 
 def test_places_where_no_journal_can_be(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot be opened \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"cannot be made \(Not a directory\)"):
         Journal.open(tmp_path / "file" / "journal.sqlite")
     path.mkdir(parents=True)
     with pytest.raises(InputError, match="cannot be opened"):
