@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 LITERAL = r'"(?:[^"\\]|\\.)*"'
-ASKED = re.compile(rf"Write exactly (\d+) new texts of the (?:class ({LITERAL})|classes (\[.*?\]))\.")
+ASKED = re.compile(rf"Write exactly (\d+) new texts? of the (?:class ({LITERAL})|classes (\[.*?\]))\.")
 SURE = re.compile(rf"^- ({LITERAL}) is {LITERAL}, it says {LITERAL} with confidence ", re.MULTILINE)
 TEXT = re.compile(rf"^Text: ({LITERAL})$", re.MULTILINE)
 
@@ -107,7 +107,7 @@ def _handler(answer: Any) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:  # noqa: N802 - its name is http.server's
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             said = answer(body["messages"][-1]["content"])
             words = sum(len(message["content"].split()) for message in body["messages"])

