@@ -16,10 +16,10 @@ __all__ = ["GenerationRequest", "Generator", "answer_schema", "written_texts"]
 MOST_NAMED = 100
 """With more classes than this a prompt names only those that it is about."""
 
-SHOWN = 3
+SHOWN = 2
 """Texts that the student gets right, and others that it gets wrong, in one prompt."""
 
-CONFUSIONS = 6
+CONFUSIONS = 4
 """Confusions of the asked classes in one prompt."""
 
 

