@@ -93,19 +93,14 @@ class Generator:
 
         :param count: how many texts to ask for.
         """
-        asked = set(request.classes)
+        asked, shown = set(request.classes), {shot.id for shot in request.shots}
         report = self._report(asked)
-        hard = self._about(self.feedback.hard_negatives, asked) or (
-            list(self.feedback.hard_negatives) if len(asked) > 1 else []
-        )
-        neighbours = {name for each in hard for name in (each["label"], each["predicted"])}
-        neighbours |= {
-            name for each in (report or {}).get("confusions", ()) for name in each.values() if name in self.seeds
-        }
-        shown = {shot.id for shot in request.shots}
-        named = self.labels if len(self.labels) <= MOST_NAMED else [n for n in self.labels if n in asked | neighbours]
+        hard = self._about(self.feedback.hard_negatives, asked)
+        mistakes = [*hard, *(report["confusions"] if report else ())]
+        related = asked.union(*({each["label"], each["predicted"]} for each in mistakes))
+        named = [name for name in self.labels if len(self.labels) <= MOST_NAMED or name in related]
         return {
-            "labels": list(named),
+            "labels": named,
             "classes": list(request.classes),
             "count": count,
             "shots": [{"text": shot["text"], "label": shot["label"]} for shot in request.shots],
