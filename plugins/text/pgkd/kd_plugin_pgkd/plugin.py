@@ -83,12 +83,12 @@ class PGKD:
     )
 
     rounds: int = option(2, "rounds of generation and training", least=1)
-    examples_per_round: int = option(18, "accepted texts of a round", least=1)
+    examples_per_round: int = option(15, "accepted texts of a round", least=1)
     examples_per_request: int = option(1, "texts asked for in one prompt", least=1)
     classes_per_request: int = option(
         1, "classes that one prompt is about: a small teacher writes for one, a large one for many", least=1
     )
-    worst_classes: int = option(6, "the texts of a round are about so many classes of the lowest F1", least=1)
+    worst_classes: int = option(5, "the texts of a round are about so many classes of the lowest F1", least=1)
     shots: int = option(5, "training texts of a class that a prompt shows", least=0)
     hard_negatives: int = option(8, "training texts, wrong with the highest confidence, that prompts show", least=0)
     use_report: bool = option(True, "tell the teacher the report on validation, and let it choose the classes")
