@@ -88,7 +88,8 @@ class EndpointClient:
             return await self._attempt(request, arguments, attempts)
 
         try:
-            return await self._retrying.copy()(attempt)
+            completion: Completion = await self._retrying.copy()(attempt)
+            return completion
         except FailedAttemptError as error:
             reason = str(error)
         raise RunError(f"{self._model.endpoint}: gave up after {attempts} attempts: {reason}; resume the run later")
@@ -135,9 +136,8 @@ class EndpointClient:
         headers = error.response.headers
         failure = judge(error.status_code, error.body, headers, model=self._model, request=request, key=self._key)
         if isinstance(failure, FailedAttemptError) and failure.wait is not None and failure.wait > LONGEST_WAIT:
-            return RunError(
-                f"{self._model.endpoint}: {failure}; asks to wait {failure.wait:.0f} s: resume the run then"
-            )
+            reason = f"{failure} and asks to wait {failure.wait:.0f} s"
+            return RunError(f"{self._model.endpoint}: {reason}; resume the run then")
         return failure
 
     def _wait(self, state: Any) -> float:
@@ -145,7 +145,7 @@ class EndpointClient:
         longest = min(self._backoff * 2.0 ** min(state.attempt_number - 1, 30), LONGEST_BACKOFF)
         jittered = longest * self._random.uniform(0.5, 1.0)
         error = state.outcome.exception()
-        wait = jittered if error.wait is None else error.wait + jittered * self._random.uniform(0.0, 0.5)
+        wait: float = jittered if error.wait is None else error.wait + jittered * self._random.uniform(0.0, 0.5)
         if wait >= 5:
             log.warning("%s: %s; trying again in %.0f s", self._model.endpoint, error, wait)
         return wait

@@ -132,7 +132,7 @@ class LocalClient:
         room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None and len(ids) + longest > room:
             raise InputError(
-                f"{self._settings.model}: the prompt of {len(ids)} tokens and an answer of {longest} are longer than the "
+                f"{self._settings.model}: the prompt of {len(ids)} tokens and an answer of {longest} do not fit the "
                 f"model's {room}; shorten it or lower max_tokens"
             )
         draw = Draw(
@@ -187,9 +187,9 @@ class LocalClient:
         said = ids[:end]
         text = self._text(said)
         cut = min((text.find(stop) for stop in job.stops if stop in text), default=None)
-        kept = (
-            len(said) if cut is None else next(n for n in range(len(said) + 1) if len(self._text(said[:n])) > cut) - 1
-        )
+        kept = len(said)
+        while cut is not None and len(self._text(said[:kept])) > cut:
+            kept -= 1
         answer_tokens = len(said) + (end is not None)
         return Completion(
             text=text[:cut],
