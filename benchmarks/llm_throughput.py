@@ -1,4 +1,4 @@
-"""Requests per second through kdcore's client beside bare AsyncOpenAI with as many in flight, and its own time and memory.
+"""Requests per second through kdcore's client beside bare AsyncOpenAI with as many in flight; its time and memory.
 
 1. On llama.cpp's server with a real model, in turns: kdcore should reach 0.95 of the bare client.
 2. On a stub that answers at once: microseconds a request of each, and kdcore's memory over many requests.
@@ -153,7 +153,7 @@ def write(real: list[tuple[float, float]], quick: list[tuple[float, float]], siz
         f"- On the stub it takes {microseconds[1] - microseconds[0]:+.0f} microseconds a request more.\n"
         f"- Resident memory after each tenth of {arguments.requests:,} requests, MiB: "
         f"{', '.join(f'{size:.1f}' for size in sizes)}.\n\n"
-        f"{arguments.in_flight} requests in flight, {arguments.turns} turns of {arguments.each} requests on the model and "
+        f"{arguments.in_flight} requests in flight, {arguments.turns} turns of {arguments.each} requests on the model, "
         f"{arguments.stub_each} on the stub, each client in turn after one turn of warm-up; answers of {WORDS} tokens."
     )
     result = {

@@ -79,7 +79,7 @@ def test_every_request_is_answered_once_whatever_the_server_does(serve):
     assert set(server.answered.values()) == {1}
     assert len(server.answered) == 200
     assert sum(completion.attempts for completion in completions) == sum(server.received.values()) > 250
-    assert server.most <= 16 + 1  # the server may see the end of an attempt after the next one's beginning
+    assert 8 < server.most < 24  # the server may see the end of an attempt after the next one's beginning
 
 
 @pytest.mark.parametrize("kind", ["429", "429-after", "500", "hang", "close", "malformed", "empty"])

@@ -120,7 +120,7 @@ def test_a_local_server_gets_no_key_that_is_not_set(serve, monkeypatch):
     assert seen == ["Bearer none"]
 
 
-@pytest.mark.parametrize("value", ["sk-1\nsk-2", "sk 1", "sk-ü", "sk-\x00"[:3] + "\x7f"])
+@pytest.mark.parametrize("value", ["sk-1\nsk-2", "sk 1", "sk-ü", "sk-\x7f"])
 def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch, value):
     monkeypatch.setenv("KD_KEY", value)
     with pytest.raises(
