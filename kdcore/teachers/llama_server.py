@@ -51,20 +51,11 @@ class LlamaServer:
             raise InputError('endpoint = "llama.cpp" needs xllamacpp: pip install "kdcore[llama]"')
         if not path.is_file():
             raise InputError(f"{path}: no such file; name a GGUF file")
-        numbers = (
-            f"--{name}={value}" for name, value in (("slots", slots), ("context", context), ("threads", threads))
-        )
-        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill
+        command = [sys.executable, "-P", "-m", "kdcore.teachers.llama_server", str(path.absolute())]
+        options = {"parent": os.getpid(), "slots": slots, "context": context, "threads": threads}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "kdcore.teachers.llama_server",
-                str(path.absolute()),
-                f"--parent={os.getpid()}",
-                *numbers,
-            ],
+            command + [f"--{name}={value}" for name, value in options.items()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -93,9 +84,8 @@ class LlamaServer:
     def _read_address(self, path: Path) -> str:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], START_SECONDS)[0]:
-            raise RunError(
-                f"{path}: llama.cpp did not start in {START_SECONDS:.0f} s ({self._last_words()}); try again"
-            )
+            reason = f"llama.cpp did not start in {START_SECONDS:g} s ({self._last_words()})"
+            raise RunError(f"{path}: {reason}; resume the run when the machine is less busy")
         address = self._process.stdout.readline().decode().strip()
         if not address:
             raise InputError(f"{path}: llama.cpp cannot serve it ({self._last_words()}); name another GGUF file")
