@@ -53,10 +53,10 @@ def test_a_client_asks_the_model_and_stops_the_server(path):
     schema = {"type": "object", "properties": {"capital": {"type": "string", "maxLength": 20}}, "required": ["capital"]}
     requests = [
         ask(FEW_SHOTS, temperature=0, max_tokens=3, stop=["\n"], logprobs=True, top_logprobs=3),
-        ask(["Once upon a time", "there was"], sample=0, max_tokens=12),
-        ask(["Once upon a time", "there was"], sample=1, max_tokens=12),
+        ask(["Once upon a time", "there was"], sample=0, max_tokens=6),
+        ask(["Once upon a time", "there was"], sample=1, max_tokens=6),
         ask("Once upon a time\n\nthere was", max_tokens=1),
-        ask(FEW_SHOTS, schema, max_tokens=60),
+        ask(FEW_SHOTS, schema, max_tokens=24),
         ask("word " * 9000, max_tokens=1),
     ]
 
