@@ -2,11 +2,11 @@
 
 The method is the small classifier of ``tests/methods`` with the joiner ``rewritten.py``: before each of three rounds a
 language model writes examples in a chain of two calls, four chains at once. The model is the server
-``tests/teachers/llm_server.py`` on loopback, whose answers are functions of the questions, and which answers three
-attempts in ten with 429, 500, silence, a connection closed early, half a JSON document or nothing. At each place the
-process sends itself SIGKILL; the run is resumed once. Then its pools must equal, byte for byte, and its weights, bit for
-bit, those of a run never killed with a server that never fails, and the server may have answered no more questions twice
-than were in flight. Exit code 1 where one does not hold.
+``tests/teachers/llm_server.py`` on loopback, whose answers are functions of the questions. Three attempts in ten it
+answers with 429, 500, silence, a connection closed early, half a JSON document or nothing. At each place the process
+sends itself SIGKILL; the run is resumed once. Then its pools must equal, byte for byte, and its weights, bit for bit,
+those of a run never killed with a server that never fails, and the server may have answered no more questions twice than
+were in flight. Exit code 1 where one does not hold.
 """
 
 from __future__ import annotations

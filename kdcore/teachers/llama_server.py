@@ -65,6 +65,7 @@ class LlamaServer:
         try:
             self.address = self._read_address(path)
         except BaseException:
+            self._process.kill()
             self.close()
             raise
 
@@ -104,7 +105,8 @@ class LlamaClient(EndpointClient):
     """Serves the GGUF file ``model.model`` on loopback and asks it; the server stops when the client is closed.
 
     It has a slot for each request in flight, up to 16. A slot has room for a prompt of 4096 tokens and an answer of
-    ``max_tokens``. A request without a seed gets one of its own, so that asked again it is answered alike.
+    ``max_tokens``. A request without a seed gets one of its own. Asked again alone it is answered alike; among
+    others in flight llama.cpp rounds differently, which may change a token and all after it.
 
     :raises InputError: the package or the file is missing, or is no model that llama.cpp reads.
     """

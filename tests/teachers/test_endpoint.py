@@ -70,7 +70,7 @@ def test_a_completion(serve):
 
 
 def test_every_request_is_answered_once_whatever_the_server_does(serve):
-    server = serve(faults=0.3, seed=1, hang=30.0)
+    server = serve(faults=0.3, seed=1, hang=30.0, delay=0.02)
     requests = [ask(number) for number in range(200)]
     model = TextModel(model="stub", endpoint=server.address, in_flight=16, timeout=0.4, retries=12)
     completions = answers(model, requests, backoff=0.002)

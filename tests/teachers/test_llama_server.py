@@ -53,10 +53,10 @@ def test_a_client_asks_the_model_and_stops_the_server(path):
     schema = {"type": "object", "properties": {"capital": {"type": "string", "maxLength": 20}}, "required": ["capital"]}
     requests = [
         ask(FEW_SHOTS, temperature=0, max_tokens=3, stop=["\n"], logprobs=True, top_logprobs=3),
-        ask(["Once upon a time", "there was"], sample=0, max_tokens=12),
-        ask(["Once upon a time", "there was"], sample=1, max_tokens=12),
+        ask(["Once upon a time", "there was"], sample=0, max_tokens=6),
+        ask(["Once upon a time", "there was"], sample=1, max_tokens=6),
         ask("Once upon a time\n\nthere was", max_tokens=1),
-        ask(FEW_SHOTS, schema, max_tokens=60),
+        ask(FEW_SHOTS, schema, max_tokens=24),
         ask("word " * 9000, max_tokens=1),
     ]
 
@@ -65,19 +65,20 @@ def test_a_client_asks_the_model_and_stops_the_server(path):
         address = client._server.address
         try:
             first = await asyncio.gather(*map(client.complete, requests), return_exceptions=True)
-            return first, [await client.complete(request) for request in requests[1:3]], address
+            return first, [await client.complete(requests[place]) for place in (1, 2, 1, 2)]
         finally:
             await client.close()
             assert not is_listening(address)
 
-    (capital, tale, other, joined, structured, long), again, _ = asyncio.run(main())
+    (capital, tale, _, joined, structured, long), alone = asyncio.run(main())
     assert capital.text.strip() == "Madrid"
     assert capital.tokens[0].alternatives[0] == (
         capital.tokens[0].token,
         pytest.approx(capital.tokens[0].log_probability),
     )
-    assert [completion.text for completion in again] == [tale.text, other.text]
-    assert tale.text != other.text
+    texts = [completion.text for completion in alone]
+    assert texts[:2] == texts[2:]  # each sample has its seed; among others in flight rounding may differ
+    assert texts[0] != texts[1]
     assert tale.prompt_tokens == joined.prompt_tokens  # without a template messages are joined by an empty line
     assert structured.finish == "length" or validated(schema, structured.text)["capital"]
     assert isinstance(long, InputError)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import torch
+from attrs import evolve
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -96,7 +97,7 @@ def test_the_most_probable_tokens_are_those_of_transformers(folder):
     model = LlamaForCausalLM.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = tokenizer(PROMPTS[1], return_tensors="pt")
-    expected = model.generate(**ids, do_sample=False, max_new_tokens=16, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
+    expected = greedy_ids(folder)
     request = ask(temperature=0, logprobs=True, top_logprobs=3)
     [completion, _] = answers(folder, [request, ask(PROMPTS[4])])
     assert completion.text == tokenizer.decode(expected, skip_special_tokens=True)
@@ -110,36 +111,36 @@ def test_the_most_probable_tokens_are_those_of_transformers(folder):
     assert len(completion.tokens) == completion.answer_tokens == 16
 
 
-def test_an_answer_ends_at_a_stop_text_at_its_length_or_where_the_model_ends_it(folder):
-    [whole] = answers(folder, [ask(logprobs=True)])
-    stop = whole.text[5:7]
-    place = whole.text.find(stop)
-    cut, other, many = answers(folder, [ask(stop=stop, logprobs=True), ask(max_tokens=3), ask(stop=["", stop][1:])])
-    assert (whole.finish, other.finish, cut.finish) == ("length", "length", "stop")
-    assert other.answer_tokens == 3
-    assert len(many.text) == place or many.text != whole.text[:place]  # its key, so its noise, is another one
-    assert stop not in cut.text
-    assert len(cut.tokens) < cut.answer_tokens <= 16
+def greedy_ids(folder):
+    """What transformers generates of the first prompt that is asked."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    ids = PreTrainedTokenizerFast.from_pretrained(folder)(PROMPTS[1], return_tensors="pt")
+    return model.generate(**ids, do_sample=False, max_new_tokens=16, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
 
 
-def test_a_stop_text_changes_only_the_end(folder):
-    """At temperature 0 there is no noise, so the answer with a stop text is the beginning of the one without."""
+def test_an_answer_ends_at_its_length_or_at_a_stop_text(folder):
+    """At temperature 0 there is no noise, so a shorter answer is the beginning of the whole one."""
     [whole] = answers(folder, [ask(temperature=0)])
     stop = whole.text[6:8]
-    [cut] = answers(folder, [ask(temperature=0, stop=[stop])])
+    stopped = ask(temperature=0, stop=["never", stop], logprobs=True)
+    [alone] = answers(folder, [stopped])
+    cut, short, _ = answers(folder, [stopped, ask(temperature=0, max_tokens=3), ask(PROMPTS[0], max_tokens=40)])
+    assert cut == evolve(alone, seconds=cut.seconds, tokens=cut.tokens)
     assert cut.text == whole.text[: whole.text.find(stop)]
-    assert cut.answer_tokens < whole.answer_tokens
+    assert len(cut.tokens) < cut.answer_tokens < whole.answer_tokens
+    assert whole.text.startswith(short.text)
+    assert short.answer_tokens == 3
+    assert (whole.finish, short.finish, cut.finish) == ("length", "length", "stop")
 
 
 def test_the_end_token_ends_an_answer(folder, tmp_path):
     model = LlamaForCausalLM.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    [whole] = answers(folder, [ask(temperature=0)])
-    ids = tokenizer(whole.text)["input_ids"]
+    ids = greedy_ids(folder).tolist()
     model.generation_config.eos_token_id = [0, ids[4]]
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    [cut] = answers(tmp_path, [ask(temperature=0)])
+    cut, _ = answers(tmp_path, [ask(temperature=0), ask(PROMPTS[4], max_tokens=40)])
     assert (cut.text, cut.finish) == (tokenizer.decode(ids[: ids.index(ids[4])]), "stop")
     assert cut.answer_tokens == ids.index(ids[4]) + 1
 
