@@ -33,7 +33,7 @@ from kdcore.losses.margins import margin_mse
 from kdcore.plugins import Plugins
 from kdcore.recipe import Example, Recipe, Synth
 from kdcore.run import Run
-from kdcore.teachers.outputs import StageTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
 
 KDCORE, SENTENCE_TRANSFORMERS, BARE = "kdcore", "sentence-transformers", "bare loop"
 SEED = 0

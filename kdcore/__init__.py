@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         option,
     )
     from kdcore.run import Run
+    from kdcore.synthesis.prompts import prompt
     from kdcore.taps import tapped
     from kdcore.text_model import TextModel
 
@@ -61,6 +62,7 @@ __all__ = [
     "linear",
     "option",
     "plateau",
+    "prompt",
     "tapped",
 ]
 
@@ -76,6 +78,7 @@ _ELSEWHERE = {
     "hookimpl": "kdcore.hookspecs",
     "linear": "kdcore.engine.schedules",
     "plateau": "kdcore.engine.schedules",
+    "prompt": "kdcore.synthesis.prompts",
     "tapped": "kdcore.taps",
     "TextModel": "kdcore.text_model",
 }

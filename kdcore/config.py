@@ -35,6 +35,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 RESERVED = ("plugins", "run")
 LARGEST = 2**53  # the largest integer up to which a float, and JSON elsewhere, has them all
 LONGEST = 255  # bytes of a file's name
+MAY_CHANGE = ("store", "max_cost", "max_requests", "max_seconds")  # at a resumption
 CHANGES_RESULTS = ("seed", "device", "precision", "compile", "gradient_checkpointing", "max_steps", "threads")
 
 
@@ -58,6 +59,9 @@ class RunOptions:
     workers: int = option(0, "processes that load data; 0 loads in the main process", least=0)
     trackers: tuple[Tracker, ...] = option(("tensorboard",), "where metrics are logged besides the run folder")
     threads: int | None = option(None, "CPU threads; unset lets torch decide", least=1)
+    max_cost: float | None = option(None, "stop when text teachers have cost so much, in their prices", above=0)
+    max_requests: int | None = option(None, "stop after so many requests to text teachers", least=1)
+    max_seconds: float | None = option(None, "stop so many seconds after this start's first request", above=0)
     log_every: int = option(10, "optimiser steps between two lines of metrics", least=1)
 
     @property
@@ -133,11 +137,11 @@ def _configure(
     )
 
 
-def read_run(folder: Path, store: str | None = None) -> Configuration:
+def read_run(folder: Path, changes: Mapping[str, Any] | None = None) -> Configuration:
     """The configuration of an earlier run, with its plugins loaded.
 
     :param folder: a run folder; ``run.out`` becomes this folder, wherever it was moved to.
-    :param store: takes the place of ``run.store``, on which no result depends.
+    :param changes: values of options of ``[run]`` on which no result depends (`MAY_CHANGE`); None leaves one as it was.
     :raises InputError: the folder is no run, or its plugins or their fields have changed.
     """
     file = _run_file(folder)
@@ -146,7 +150,7 @@ def read_run(folder: Path, store: str | None = None) -> Configuration:
         references = sources.references()
         if not references:
             raise InputError(f"{file}: the key 'plugins' is missing, so this is no run folder")
-        flags = {"out": str(folder)} | ({} if store is None else {"store": store})
+        flags = {"out": str(folder)} | {name: value for name, value in (changes or {}).items() if value is not None}
         return _configure([load(reference) for reference in references], sources, (), flags)
 
 
@@ -331,13 +335,14 @@ def _keys_of(instance: Any, prefix: KeyPath) -> Iterator[KeyPath]:
 
 
 def settings_of(configuration: Configuration) -> dict[str, Any]:
-    """What the results depend on, by key, as JSON values: each plugin's version and fields, and the engine's options
-    seed, device, precision, max_steps and threads. Data and teachers have fingerprints of their own.
+    """What the results depend on, by key, as JSON values: each plugin's version and fields (but for operational ones),
+    and the engine's options seed, device, precision, max_steps and threads. Data and teachers have fingerprints of
+    their own.
     """
     settings = {f"version of {name}": info.version for name, info in configuration.infos.items()}
     owner = next(iter(configuration.plugins))
     for name, instance in configuration.plugins.items():
-        fields = attrs.asdict(instance)
+        fields = attrs.asdict(instance, filter=lambda field, _: not field.metadata.get("operational"))
         settings |= flatten(fields if name == owner else {name: fields})
     settings |= {f"run.{name}": getattr(configuration.run, name) for name in CHANGES_RESULTS}
     as_json: dict[str, Any] = json.loads(json.dumps(settings))

@@ -30,6 +30,17 @@ class RunError(KDCoreError):
     """A run failed while running; everything paid for is kept and the run can be resumed (exit code 1)."""
 
 
+class RejectedError(RunError):
+    """A teacher's answer and its one repair are not what was asked for; both are kept in the journal with the reason.
+
+    ``Run.map`` leaves out the item whose function raises this.
+    """
+
+
+class BudgetError(RunError):
+    """What the run may ask of its teachers is spent; everything paid for is kept and the run can be resumed."""
+
+
 @contextmanager
 def blaming(place: str) -> Iterator[None]:
     """Note on an error that is none of the above in whose code it was raised, unless that is known already.

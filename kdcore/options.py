@@ -20,6 +20,7 @@ def option(
     most: float | None = None,
     between: tuple[float, float] | None = None,
     choices: Sequence[Any] | None = None,
+    operational: bool = False,
 ) -> Any:
     """Make one configuration field of a plugin.
 
@@ -30,6 +31,8 @@ def option(
     :param most: inclusive upper bound.
     :param between: both inclusive bounds.
     :param choices: the allowed values.
+    :param operational: no result depends on it (a limit, a price, a server's address), so it may change in the
+        ``config.toml`` of a run that is resumed.
     """
     low, high = between if between is not None else (least, most)
     bounds: list[tuple[str, Callable[[Any], bool]]] = []
@@ -50,7 +53,8 @@ def option(
                 raise ValueError(f"{attribute.name} = {value!r} must be {words}")
 
     limits = "; ".join(words for words, _ in bounds)
-    return field(default=default, validator=check, metadata={"help": help, "bounds": limits, "choices": choices})
+    metadata = {"help": help, "bounds": limits, "choices": choices, "operational": operational}
+    return field(default=default, validator=check, metadata=metadata)
 
 
 def positive(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:

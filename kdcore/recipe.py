@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kdcore.engine.models import Models
     from kdcore.engine.schedules import TrainingProgress
     from kdcore.run import Run
+    from kdcore.teachers.text import Request
+    from kdcore.text_model import TextModel
 
 __all__ = [
     "Arm",
@@ -104,12 +106,15 @@ class Metric:
     :param value: the figure.
     :param better: ``"higher"`` or ``"lower"``.
     :param samples: value by example id, whose paired differences the comparison of arms tests.
+    :param details: JSON values that explain the figure (of each class, confusions), which `data_synth` finds in its
+        report; they are of validation or test, so they hold no texts.
     """
 
     name: str
     value: float
     better: Literal["higher", "lower"] = field(default="higher", validator=one_of("higher", "lower"))
     samples: Mapping[str, float] | None = None
+    details: Any = None
 
 
 @frozen
@@ -140,11 +145,13 @@ class Row:
 
 @frozen(eq=False)
 class Teacher:
-    """Where one teacher's outputs come from: exactly one of ``build``, ``rows`` and ``inplace``.
+    """Where one teacher's outputs come from: exactly one of ``build``, ``rows``, ``text`` and ``inplace``.
 
     :param build: ``build(run)`` returns a module; it is loaded at first use, frozen, in eval mode.
     :param rows: ``rows(run, wanted)`` yields (example id, {output: array}) for the ids in ``wanted`` (others are
         ignored): a score file, read in a stream. Never evaluated itself.
+    :param text: a language model, or a rule that takes a `kdcore.teachers.text.Request` and returns its answer; asked
+        by ``run.ask``, every answer kept in the journal. Where it is evaluated, `evaluate` receives it as ``model``.
     :param inplace: the teacher is the student's own forward: `teacher_outputs` receives the trained ``models``.
     :param source: folder, file, hub name, ``package:MODULE`` (see `kdcore.model_source`) or ``"stage/module"`` of an
         earlier stage (several joined by a comma); hashed to fingerprint the teacher without loading it. Without it
@@ -157,11 +164,13 @@ class Teacher:
     :param vocabulary: ``vocabulary(run)`` returns the hash of the vocabulary that its outputs are over (see
         `kdcore.losses.vocabulary.same_vocabulary`, which refuses a student with another one); kept with the store.
     :param batch_size: examples of one call of `teacher_outputs` while the store is filled.
-    :param subject: whether the finished run also evaluates the teacher itself.
+    :param subject: whether the finished run also evaluates the teacher itself; by default one with a module, and not
+        one that is asked in words, whose answers may cost.
     """
 
     build: Callable[[Run], torch.nn.Module] | None = None
     rows: Callable[[Run, Sequence[str]], Iterable[tuple[str, Mapping[str, Any]]]] | None = None
+    text: TextModel | Callable[[Request], str] | None = None
     inplace: bool = False
     source: str = ""
     identity: str = ""
@@ -169,15 +178,17 @@ class Teacher:
     store: Mapping[str, Row] | None = None
     vocabulary: Callable[[Run], str] | None = None
     batch_size: int = field(default=64, validator=positive)
-    subject: bool = True
+    subject: bool | None = None
 
     def __attrs_post_init__(self) -> None:
-        if (self.build is not None) + (self.rows is not None) + self.inplace != 1:
-            raise ValueError("a Teacher has exactly one of build, rows and inplace")
+        if sum(kind is not None for kind in (self.build, self.rows, self.text)) + self.inplace != 1:
+            raise ValueError("a Teacher has exactly one of build, rows, text and inplace")
         if self.rows is not None and not self.store:
             raise ValueError("a Teacher of rows needs store, which names its outputs")
         if self.inplace and self.store:
             raise ValueError("an inplace Teacher cannot be stored: its outputs change with every step")
+        if self.text is not None and self.store:
+            raise ValueError("a Teacher of text is not stored: the journal keeps its answers")
 
 
 @frozen
@@ -187,11 +198,30 @@ class Synth:
     :param rounds: how many times; the stage's steps or epochs are those of one round.
     :param take: accepted examples a round; None draws the whole stream.
     :param window: how many newest rounds the pool keeps; None lets it grow.
+    :param near: drop an example whose text is so similar to one of the pool, of validation or of test (Jaccard
+        similarity of their parts, between 0 and 1; see `kdcore.synthesis.quality`); None drops none. Text is what the
+        recipe's ``identity`` names.
+    :param calls: requests to a text teacher for one accepted example, and
+    :param tokens: the prompt and answer tokens of one request: with both a dry run estimates the price.
+    :param text: the field that reports describe: its words, diversity, samples.
+    :param label: the field of labels, whose balance reports show.
+    :param embedder: a sentence-transformers model (see `kdcore.model_source`) by which reports tell how alike the
+        texts are; empty leaves that out.
     """
 
     rounds: int = field(default=1, validator=positive)
     take: int | None = field(default=None, validator=positive)
     window: int | None = field(default=None, validator=positive)
+    near: float | None = None
+    calls: float = 0.0
+    tokens: tuple[int, int] = (0, 0)
+    text: str = "text"
+    label: str = ""
+    embedder: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if self.near is not None and not 0 < self.near <= 1:
+            raise ValueError(f"Synth(near={self.near}) must be above 0 and at most 1")
 
 
 @frozen(eq=False)

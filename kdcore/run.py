@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from kdcore.data.batch import Batch
     from kdcore.data.splits import Splits
     from kdcore.engine.models import StepModule
-    from kdcore.teachers.outputs import StageTeachers
+    from kdcore.teachers.asking import Answer, Prompt
+    from kdcore.teachers.stage_teachers import StageTeachers
+    from kdcore.teachers.text import Attachment
 
 T = TypeVar("T")
+R = TypeVar("R")
 log = logging.getLogger("kdcore")
 
 
@@ -131,6 +134,51 @@ class Run:
         if self.teachers.refuse:
             raise TeacherRefusedError(f"run.teacher({name!r}): the control arm has no teacher")
         return self.teachers.module(name)
+
+    def ask(
+        self,
+        teacher: str,
+        prompt: Prompt,
+        *,
+        check: Callable[[Any], Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+        attachments: Sequence[Attachment] = (),
+        sample: int = 0,
+        **parameters: Any,
+    ) -> Answer:
+        """Ask one of the stage's text teachers; the answer is in the journal before it is used, and asked for once.
+
+        An answer that ``schema`` or ``check`` refuses is put to the teacher once more with the reason. What is made
+        of answers belongs to an `Example` whose ``teacher`` names the teacher and whose ``answers`` hold their keys.
+
+        :param prompt: the user's message, or messages with role and content (see `kdcore.synthesis.prompts.prompt`).
+        :param check: receives the text, or with a schema the parsed value, returns what ``Answer.value`` holds, and
+            raises ValueError where it is not what was asked for; what stands before the first colon of its message
+            names the kind of mistake.
+        :param schema: a JSON schema, asked of the endpoint and checked here.
+        :param attachments: images, which go with the last message.
+        :param sample: tells apart several answers to one prompt.
+        :param parameters: of sampling, in place of the model's (``temperature=0``, ``max_tokens=64``).
+        :raises RejectedError: the repaired answer is refused too.
+        :raises TeacherRefusedError: in the control arm, where a stream of `data_synth` simply ends.
+        :raises BudgetError: max_cost, max_requests or max_seconds is reached.
+        """
+        if self.teachers is None:
+            raise PluginError(f"run.ask({teacher!r}) is called outside of a stage")
+        options = {"schema": schema, "attachments": attachments, "sample": sample, "parameters": parameters}
+        return self.teachers.ask(teacher, prompt, check=check, **options)
+
+    def map(self, fn: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """``fn(item)`` for each item, many at once, in the items' order and lazily: for chains of `ask`.
+
+        Items whose ``fn`` raises `RejectedError` are left out. As many run at once as the stage's text teachers
+        allow in flight; closing the iterator (as the engine does with a stream once it has enough) begins no more.
+        ``fn`` runs in threads: what is random in it is drawn before, in ``items``.
+        """
+        from kdcore.synthesis.ordered import map_in_order
+
+        threads = self.teachers.in_flight if self.teachers is not None else 1
+        return map_in_order(fn, items, threads=threads, ahead=threads)
 
     # Predictions
 

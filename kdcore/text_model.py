@@ -29,19 +29,24 @@ class TextModel:
         "",
         "base URL of an OpenAI-compatible server; 'llama.cpp' serves a GGUF file from this machine; empty runs the "
         "model here with transformers",
+        operational=True,
     )
-    key_variable: str = option("OPENAI_API_KEY", "environment variable that holds the key; local servers need none")
+    key_variable: str = option(
+        "OPENAI_API_KEY", "environment variable that holds the key; local servers need none", operational=True
+    )
     identity: str = option("", "tells it from another model of that name; changed, everything is asked anew")
     temperature: float = option(1.0, "of sampling; 0 takes the most probable token", least=0)
     max_tokens: int = option(512, "longest answer, in tokens", least=1)
     extra: Mapping[str, Any] = option({}, "further parameters of every request, as the endpoint names them")
-    in_flight: int = option(8, "requests at once", least=1)
-    requests_per_minute: int | None = option(None, "limit of requests", least=1)
-    tokens_per_minute: int | None = option(None, "limit of tokens, of prompts and answers together", least=1)
-    timeout: float = option(120.0, "seconds after which an attempt is given up", above=0)
-    retries: int = option(8, "further attempts where the endpoint fails or is busy", least=0)
-    prompt_price: float = option(0.0, "price of a million prompt tokens", least=0)
-    answer_price: float = option(0.0, "price of a million answer tokens", least=0)
+    in_flight: int = option(8, "requests at once", least=1, operational=True)
+    requests_per_minute: int | None = option(None, "limit of requests", least=1, operational=True)
+    tokens_per_minute: int | None = option(
+        None, "limit of tokens, of prompts and answers together", least=1, operational=True
+    )
+    timeout: float = option(120.0, "seconds after which an attempt is given up", above=0, operational=True)
+    retries: int = option(8, "further attempts where the endpoint fails or is busy", least=0, operational=True)
+    prompt_price: float = option(0.0, "price of a million prompt tokens", least=0, operational=True)
+    answer_price: float = option(0.0, "price of a million answer tokens", least=0, operational=True)
 
     def price(self, prompt_tokens: int, answer_tokens: int) -> float:
         """What so many tokens cost, in the currency of the prices."""

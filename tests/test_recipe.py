@@ -23,8 +23,8 @@ def trained(**fields: Any) -> Stage:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Teacher(), "exactly one of build, rows and inplace"),
-        (lambda: Teacher(build=BUILD, inplace=True), "exactly one of build, rows and inplace"),
+        (lambda: Teacher(), "exactly one of build, rows, text and inplace"),
+        (lambda: Teacher(build=BUILD, inplace=True), "exactly one of build, rows, text and inplace"),
         (lambda: Teacher(rows=ROWS), "a Teacher of rows needs store"),
         (lambda: Teacher(inplace=True, store={"logits": Row()}), "an inplace Teacher cannot be stored"),
         (lambda: Teacher(build=BUILD, batch_size=0), "batch_size = 0 must be at least 1"),

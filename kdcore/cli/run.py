@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from kdcore.cli import HELP_OPTION, complete_plugins, debug_option
-from kdcore.config import DEVICES, PRECISIONS, Configuration, configure, plugins_of, read_run
+from kdcore.config import DEVICES, MAY_CHANGE, PRECISIONS, Configuration, configure, plugins_of, read_run
 from kdcore.plugins import load
 
 
@@ -23,6 +23,7 @@ Examples:
   kdcore run --plugin margin-mse --plugin ./joiner.py --set temperature=2
   kdcore run --config run.toml --dry-run
   kdcore run --resume runs/mine
+  kdcore run --plugin ./asks_a_model.py --data ./my-texts --max-cost 5
 
 Exit codes: 0 done; 1 failed while running (resumable); 2 mend something first:
 the input, a full disk, permissions; 130 interrupted (resumable).""",
@@ -54,6 +55,9 @@ the input, a full disk, permissions; 130 interrupted (resumable).""",
 @click.option("--seeds", type=int, metavar="N", help="How many seeds.")
 @click.option("--seed", type=int, metavar="N", help="The first seed.")
 @click.option("--max-steps", type=int, metavar="N", help="Shorten every stage, for a quick try.")
+@click.option("--max-cost", type=float, metavar="X", help="Stop when text teachers have cost so much.")
+@click.option("--max-requests", type=int, metavar="N", help="Stop after so many requests to text teachers.")
+@click.option("--max-seconds", type=float, metavar="S", help="Stop asking text teachers after so many seconds.")
 @click.option("--device", type=click.Choice(DEVICES), help="Where to train.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--workers", type=int, metavar="N", help="Processes that load data.")
@@ -62,7 +66,8 @@ the input, a full disk, permissions; 130 interrupted (resumable).""",
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue this run folder; goes with no other option but --store.",
+    help="Continue this run folder; of other options only --store and the limits --max-cost, --max-requests and "
+    "--max-seconds go with it.",
 )
 @debug_option
 @click.pass_context
@@ -79,14 +84,16 @@ def run(
     """Run a distillation method: train the student, evaluate it beside its teacher, write the run folder."""
     if resume is not None:
         _refuse_others(context)
-        configuration = read_run(resume, flags["store"])
+        configuration = read_run(resume, {name: flags[name] for name in MAY_CHANGE})
     else:
         configuration = _configuration(plugins, file, overrides, flags)
-    from kdcore.engine import experiment
-
     if dry_run:
-        experiment.dry_run(configuration)
+        from kdcore.engine import dry_run as rehearsal
+
+        rehearsal.dry_run(configuration)
     else:
+        from kdcore.engine import experiment
+
         experiment.execute(configuration, resume=resume)
 
 
@@ -101,10 +108,10 @@ def _configuration(
 
 
 def _refuse_others(context: click.Context) -> None:
-    """A resumed run keeps its own configuration, but for where its teachers' outputs lie."""
+    """A resumed run keeps its own configuration, but for where its teachers' outputs lie and what they may cost."""
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not given or name in ("resume", "store", "debug"):
+        if not given or name in ("resume", "debug", *MAY_CHANGE):
             continue
         raise click.UsageError(f"{parameter.opts[0]} cannot be combined with --resume: the run keeps its configuration")

@@ -16,10 +16,11 @@ from kdcore.recipe import Metric, Stage
 if TYPE_CHECKING:
     from kdcore.plugins import Plugins
     from kdcore.run import Run
+    from kdcore.text_model import TextModel
 
 
 def evaluate_subject(
-    plugins: Plugins, run: Run, stage: Stage, model: torch.nn.Module | None, subject: str, split: str
+    plugins: Plugins, run: Run, stage: Stage, model: torch.nn.Module | TextModel | None, subject: str, split: str
 ) -> dict[str, Metric]:
     """Metric name to `Metric`, concatenated over all plugins.
 
@@ -30,7 +31,7 @@ def evaluate_subject(
     sealed = ("test",) if split != "test" else ()
     metrics: dict[str, Metric] = {}
     with (
-        evaluating(*[model] if model is not None else []),
+        evaluating(*[model] if isinstance(model, torch.nn.Module) else []),
         run.data.sealed(*sealed, when="while a validation split was evaluated"),
     ):
         for plugin in plugins.implementers("evaluate"):
@@ -85,6 +86,7 @@ def metrics_to_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
             "value": metric.value,
             "better": metric.better,
             "samples": None if metric.samples is None else dict(metric.samples),
+            **({} if metric.details is None else {"details": metric.details}),
         }
         for name, metric in metrics.items()
     }

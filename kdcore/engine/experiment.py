@@ -26,13 +26,11 @@ from kdcore.engine.plan import (
     METHOD,
     STUDENT,
     Plan,
-    describe,
     make_plan,
     plan_to_json,
     plugins_of,
     recipe_of,
     refuse_idle_patience,
-    refuse_missing_sources,
 )
 from kdcore.engine.processes import is_first_process, keep_freed_memory, new_accelerator
 from kdcore.engine.progress import Progress
@@ -44,7 +42,9 @@ from kdcore.files import locked, read_json, write_json, write_text
 from kdcore.plugins import Plugins
 from kdcore.recipe import Arm, Example, Recipe, Stage
 from kdcore.run import Run
-from kdcore.teachers.outputs import StageTeachers
+from kdcore.teachers.asking import Budget, TextTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
+from kdcore.text_model import TextModel
 from kdcore.toml import to_toml
 
 
@@ -62,9 +62,12 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
     try:
         with locked(folder) if first else nullcontext(), event_log(folder):
             experiment = Experiment(configuration, folder)
-            experiment.begin()
-            begun = True
-            experiment.run()
+            try:
+                experiment.begin()
+                begun = True
+                experiment.run()
+            finally:
+                experiment.close()
     except BaseException as error:
         resumable = (folder / "config.toml").exists()
         if isinstance(error, InputError):  # mended in a new run, unless there is something to save
@@ -73,25 +76,6 @@ def execute(configuration: Configuration, resume: Path | None = None) -> Path:
             error.run_folder = folder  # type: ignore[attr-defined]
         raise
     return folder
-
-
-def dry_run(configuration: Configuration) -> None:
-    """Check everything that can be checked without loading a model, and print the plan."""
-    check_device(configuration.run)
-    new_folder(configuration)
-    run = Run(folder=Path(), seed=configuration.run.seed, data_path=configuration.run.data)
-    plan = make_plan(configuration, run)
-    seed_everything(derive("data"))
-    splits, found = open_data(plan.recipe, run, next(iter(configuration.plugins)))
-    refuse_idle_patience(plan.stages, splits)
-    for stage in plan.stages:
-        for teacher in stage.teachers.values():
-            refuse_missing_sources(teacher.source, plan.stages)
-    progress = Progress()
-    for line in describe(plan, splits, configuration):
-        progress.line(line)
-    if found.leaks:
-        progress.line(f"leaks     {len(found.leaks)}, first {found.leaks[0]}")
 
 
 def check_device(options: RunOptions) -> None:
@@ -141,6 +125,8 @@ class Experiment:
         self.accelerator = new_accelerator(self.options)
         self.progress = Progress(quiet=not self.accelerator.is_main_process)
         self.plan: Plan = make_plan(configuration, self._run_of(Arm(METHOD), 0))
+        self.store = Path(self.options.store) if self.options.store else folder / "store"
+        self.texts: TextTeachers | None = None
         self.sources = Sources(folder, writes=self.accelerator.is_main_process)
         self._splits: dict[str, Splits] = {}
         self._bounds: dict[tuple[int, str], Sequence[tuple[int, int]]] = {}
@@ -158,9 +144,16 @@ class Experiment:
             if first:
                 write_json(self.folder / "environment.json", environment(self.configuration))
             plan = plan_to_json(self.plan, self.configuration, splits)
-            started = {} if first else {"started": read_json(self.folder / "plan.json")["started"]}
-            write_json(self.folder / "plan.json", {**plan, **started})
+            before = {} if first else read_json(self.folder / "plan.json")
+            kept = {key: before[key] for key in ("started", "id") if key in before}
+            write_json(self.folder / "plan.json", {**plan, **kept})
         self.accelerator.wait_for_everyone()
+        self.texts = TextTeachers(
+            self.store,
+            read_json(self.folder / "plan.json")["id"],
+            Budget(self.options.max_cost, self.options.max_requests, self.options.max_seconds),
+            self.accelerator.device,
+        )
         self.progress.line(f"run folder: {self.folder}")
 
     def run(self) -> None:
@@ -176,6 +169,11 @@ class Experiment:
             write_all(self.folder)
             print_table(self.folder)
             self._farewell()
+
+    def close(self) -> None:
+        """Release what text teachers hold: connections, servers, the journal."""
+        if self.texts is not None:
+            self.texts.close()
 
     def _resolved(self) -> Configuration:
         """The configuration with everything that was decided at the start written out."""
@@ -268,7 +266,7 @@ class Experiment:
             own = not stage.shared
             control = own and self._is_automatic_control(arm)
             bound = self._bounds.get((seed, stage.name)) if own and arm.name != METHOD else None
-            store = Path(self.options.store) if self.options.store else self.folder / "store"
+            teachers = partial(StageTeachers, hash_source=self.sources.hash, texts=self.texts)
             run_stage(
                 StageJob(
                     run=run,
@@ -277,7 +275,7 @@ class Experiment:
                     plugins=plugins,
                     accelerator=self.accelerator,
                     folder=folder,
-                    teachers=StageTeachers(run, stage, plugins, store, refuse=control, hash_source=self.sources.hash),
+                    teachers=teachers(run, stage, plugins, self.store, refuse=control),
                     progress=self.progress,
                     title=f"{arm.name} seed {seed} {stage.name}" if own else stage.name,
                     track=lambda values, step: track({f"{stage.name}/{k}": v for k, v in values.items()}, step),
@@ -343,7 +341,7 @@ class Experiment:
     # Teachers and yardsticks
 
     def _references(self) -> None:
-        """Measure, once for the whole run, each teacher that has a module and each yardstick."""
+        """Measure, once for the whole run, each teacher that can be asked anew and each yardstick."""
         arm = self.plan.arms[0]
         run, plugins = self._run_of(arm, self.plan.seeds[0]), plugins_of(self.configuration, arm)
         recipe = recipe_of(plugins, run)
@@ -354,16 +352,19 @@ class Experiment:
         for stage in stages:
             run.stage = stage
             run.stage_folders[stage.name] = stage_folder(self.folder, run.folder, run.seed, stage)
-            teachers = StageTeachers(run, stage, plugins, self.folder / "store", refuse=False)
+            run.teachers = teachers = StageTeachers(run, stage, plugins, self.store, refuse=False, texts=self.texts)
             for name, teacher in stage.teachers.items():
-                if teacher.build is not None and teacher.subject:
+                if teacher.build is not None and teacher.subject is not False:
                     self._reference("teachers", name, run, plugins, partial(teachers.module, name))
+                elif isinstance(teacher.text, TextModel) and teacher.subject:
+                    self._reference("teachers", name, run, plugins, partial(getattr, teacher, "text"))
             teachers.release()
+            run.teachers = None
         for name in recipe.yardsticks:
             self._reference("yardsticks", name, run, plugins, lambda: None)
 
     def _reference(
-        self, kind: str, name: str, run: Run, plugins: Plugins, load: Callable[[], torch.nn.Module | None]
+        self, kind: str, name: str, run: Run, plugins: Plugins, load: Callable[[], torch.nn.Module | TextModel | None]
     ) -> None:
         path = self.folder / kind / name / "evaluation.json"
         if path.exists():
@@ -373,13 +374,13 @@ class Experiment:
         assert run.stage is not None
         seed_everything(derive(kind, name, "test"))
         metrics = evaluate_subject(plugins, run, run.stage, model, name, "test")
-        weights = list(model.parameters()) if model is not None else []
+        weights = list(model.parameters()) if isinstance(model, torch.nn.Module) else None
         row = {
             "subject": name,
             "split": "test",
             "metrics": metrics_to_json(metrics),
-            "parameters": sum(p.numel() for p in weights) if model is not None else None,
-            "bytes": sum(p.numel() * p.element_size() for p in weights) if model is not None else None,
+            "parameters": None if weights is None else sum(p.numel() for p in weights),
+            "bytes": None if weights is None else sum(p.numel() * p.element_size() for p in weights),
             "path": None,
         }
         if self.accelerator.is_main_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
@@ -18,8 +19,9 @@ from kdcore.errors import InputError, PluginError
 from kdcore.model_source import is_path, resolve_source, sources_in
 from kdcore.names import RULE, is_name
 from kdcore.plugins import Plugins
-from kdcore.recipe import Arm, Recipe, Stage
+from kdcore.recipe import Arm, Recipe, Stage, Teacher
 from kdcore.run import Run
+from kdcore.text_model import TextModel
 
 METHOD = "distill"
 STUDENT = "student"
@@ -108,10 +110,6 @@ def refuse_missing_sources(source: str, stages: Sequence[Stage]) -> None:
             raise InputError(f"{resolved}: no such file or folder; name one that is there, or a hub name")
 
 
-def _targets(stage: Stage) -> str:
-    return "what its search finds" if callable(stage.targets) else ", ".join(t.name for t in stage.targets or ())
-
-
 def _names(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Every name of the recipe that files or folders bear, with what it names."""
     for stage in recipe.stages:
@@ -148,7 +146,7 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
     """The form of ``plan.json``, from which reports are made."""
     last = plan.stages[-1]
     teachers = {
-        name: {"source": public_source(teacher.source), "stored": bool(teacher.store)}
+        name: {"source": _public_name(teacher), "stored": bool(teacher.store)}
         for stage in plan.stages
         for name, teacher in stage.teachers.items()
     }
@@ -167,39 +165,17 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
         "yardsticks": list(plan.recipe.yardsticks),
         "stages": [stage.name for stage in plan.stages],
         "data": {name: len(splits[name]) for name in splits},
+        "id": secrets.token_hex(8),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _public_name(teacher: Teacher) -> str:
+    """What reports call a teacher by: its source, or the name of its language model."""
+    return public_source(teacher.text.model if isinstance(teacher.text, TextModel) else teacher.source)
 
 
 def public_source(source: str) -> str:
     """A source without the machine's folders: hub names as they are, paths by their last part."""
     parts = [Path(part).resolve().name if Path(part).exists() else part for part in sources_in(source)]
     return ", ".join(parts)
-
-
-def describe(plan: Plan, splits: Mapping[str, Sequence[Any]], configuration: Configuration) -> list[str]:
-    """The lines that ``--dry-run`` prints."""
-    runs = len(plan.arms) * len(plan.seeds)
-    lines = [
-        f"plugins   {', '.join(configuration.plugins)}",
-        f"data      {', '.join(f'{name} {len(splits[name]):,}' for name in splits)}",
-        f"arms      {', '.join(arm.name for arm in plan.arms)}",
-        f"seeds     {', '.join(map(str, plan.seeds))}",
-        f"headline  {plan.recipe.headline}",
-    ]
-    for stage in plan.stages:
-        times = {"": runs, "arms": len(plan.seeds), "seeds": 1}[stage.shared]
-        limit = configuration.run.max_steps
-        if stage.turns is not None:
-            rounds = stage.data.synth.rounds if stage.data and stage.data.synth else 1
-            steps = f"{stage.steps} steps" if stage.steps else f"{stage.epochs} epochs"
-            work = f"{steps} of {stage.batch_size} examples" + (f", {rounds} rounds" if rounds > 1 else "")
-            work += f", at most {limit} steps" if limit else ""
-        else:
-            work = "its own loop" if stage.loop is not None else f"merges {_targets(stage)}"
-        lines.append(f"stage     {stage.name}: {work}; done {times} time{'s' if times > 1 else ''}")
-        for name, teacher in stage.teachers.items():
-            kind = "read from a file" if teacher.rows else "in place" if teacher.inplace else "a model"
-            kept = "outputs computed once and stored" if teacher.store else "asked in every step"
-            lines.append(f"teacher   {name}: {kind}, {teacher.source or 'no source'}; {kept}")
-    return lines

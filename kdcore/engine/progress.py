@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Bar:
     """One task: rich's bar, or a line every ten seconds."""
 
-    def __init__(self, console: Console, title: str, total: int, rich: RichProgress | None, task: Any) -> None:
+    def __init__(self, console: Console, title: str, total: int | None, rich: RichProgress | None, task: Any) -> None:
         self._console, self._title, self._total, self._rich, self._task = console, title, total, rich, task
         self._done = 0
         self._began = self._printed = time.monotonic()
@@ -41,10 +41,11 @@ class Bar:
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
             rate = (self._done - self._skipped) / (now - self._began)
-            left = (self._total - self._done) / rate if rate > 0 else 0
-            self._console.print(
-                f"{self._title}: {self._done}/{self._total}  {text}  {left:.0f} s left", highlight=False, markup=False
-            )
+            place, left = str(self._done), ""
+            if self._total is not None:
+                place += f"/{self._total}"
+                left = f"  {(self._total - self._done) / rate if rate > 0 else 0:.0f} s left"
+            self._console.print(f"{self._title}: {place}  {text}{left}", highlight=False, markup=False)
 
 
 class Progress:
@@ -62,11 +63,12 @@ class Progress:
         self.console.print(text, highlight=False, markup=False)
 
     @contextlib.contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """A bar over ``total`` units for the length of the block."""
+    def bar(self, title: str, total: int | None) -> Iterator[Bar]:
+        """A bar over ``total`` units, None where nobody knows how many, for the length of the block."""
         if not self._live:
             began = time.monotonic()
-            self.line(f"{title}: {total} to do")
+            if total is not None:
+                self.line(f"{title}: {total} to do")
             bar = Bar(self.console, title, total, None, None)
             yield bar
             self.line(f"{title}: done in {time.monotonic() - began:.1f} s")

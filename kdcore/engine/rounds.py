@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdcore.engine.drawing import Drawing, Refusals, write_synthesis
 from kdcore.engine.models import Models
 from kdcore.engine.predict import in_eval_mode
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import PluginError, TeacherRefusedError
-from kdcore.recipe import Example, Metric
+from kdcore.files import write_json
+from kdcore.recipe import Example, Metric, Synth
 from kdcore.synthesis.pool import draw, pool_of, seal
 
 if TYPE_CHECKING:
@@ -49,43 +53,60 @@ class Rounds:
         assert job.stage.data is not None
         self.job, self.data = job, job.stage.data
         self.count = self.data.synth.rounds if self.data.synth else 1
+        self._refusals: Refusals | None = None
 
     def pool(self, number: int, models: Models, validate: Validate) -> Sequence[Example]:
         """The examples of round ``number``; draws and seals them where that is not done yet."""
         synth = self.data.synth
         paths = [self.job.folder / "rounds" / f"{n}.jsonl" for n in range(number + 1)] if synth else []
-        if synth is not None and not paths[-1].exists():
-            earlier = (paths[-synth.window :] if synth.window else paths)[:-1]
-            known = pool_of(self._split(self.job.control), earlier, synth)
-            with self._drawing(models):
-                streams, control = self._streams(models, validate), self.job.control
-                examples = list(draw(streams, take=synth.take, control=control, known=known, leaks=self._leaks))
+        if synth is not None:
+            if not paths[-1].exists():
+                self._draw(number, paths, models, validate)
             if self.job.run.rank == 0:
-                seal(paths[-1], examples)
-            self.job.accelerator.wait_for_everyone()
+                write_synthesis(self.job.folder)
         return pool_of(self._split(self.job.control), paths, synth)
 
+    def _draw(self, number: int, paths: Sequence[Path], models: Models, validate: Validate) -> None:
+        synth, job = self.data.synth, self.job
+        assert synth is not None
+        split = self._split(job.control)
+        earlier = (paths[-synth.window :] if synth.window else paths)[:-1]
+        title = f"{job.title} examples" + (f" of round {number + 1}" if self.count > 1 else "")
+        with self._making(models), job.progress.bar(title, synth.take) as bar:
+            if self._refusals is None:
+                self._refusals = Refusals(job)
+            self._refusals.know(pool_of(split, paths[:-1], Synth()))
+            drawing = Drawing(job, number, bar, self._refusals)
+            drawing.take(
+                draw(
+                    self._streams(models, validate),
+                    take=synth.take,
+                    control=job.control,
+                    known=pool_of(split, earlier, synth),
+                    refusal=drawing.refusal,
+                )
+            )
+            facts = drawing.facts()
+        if job.run.rank == 0:
+            write_json(paths[-1].with_suffix(".json"), facts)
+            seal(paths[-1], drawing.examples)
+        job.accelerator.wait_for_everyone()
+
     @contextlib.contextmanager
-    def _drawing(self, models: Models) -> Iterator[None]:
+    def _making(self, models: Models) -> Iterator[None]:
         """What `data_synth` runs in: modules in eval mode, validation and test sealed."""
         sealed = self.job.run.data.sealed("validation", "test", when="inside data_synth")
         with in_eval_mode(*models.values()), sealed:
             yield
-
-    def _leaks(self, example: Example) -> bool:
-        """Whether a drawn example equals one of validation or test; it is left out, and the event log says so."""
-        split = self.job.run.data.evaluated_as(example, self.job.recipe.identity)
-        if split:
-            self.job.run.log(f"data_synth: left out {example.id!r}, which equals an example of {split}")
-        return bool(split)
 
     def control_examples(self, count: int, models: Models, validate: Validate) -> list[Example]:
         """The first examples that the control would train on; nothing is kept."""
         split = itertools.islice(self._split(True) or (), count)
         if self.data.synth is None:
             return list(split)
-        with self._drawing(models):
-            drawn = draw(self._streams(models, validate), take=count, control=True, leaks=self._leaks)
+        leaks = partial(self.job.run.data.evaluated_as, identity=self.job.recipe.identity)
+        with self._making(models):
+            drawn = draw(self._streams(models, validate), take=count, control=True, refusal=leaks)
             return list(itertools.islice(itertools.chain(split, drawn), count))
 
     def _split(self, control: bool) -> Sequence[Example] | None:

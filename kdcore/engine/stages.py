@@ -22,7 +22,7 @@ from kdcore.engine.sharding import is_sharded, load_weights, save_weights
 from kdcore.errors import InputError, PluginError, blaming
 from kdcore.files import replacing, write_json
 from kdcore.recipe import Recipe, Stage
-from kdcore.teachers.outputs import StageTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
 
 if TYPE_CHECKING:
     from kdcore.plugins import Plugins

@@ -13,7 +13,8 @@ from kdcore.data.padding import pad
 from kdcore.engine.loader import fixed_item
 from kdcore.engine.step import step_totals
 from kdcore.errors import InputError
-from kdcore.teachers.outputs import StageTeachers, TeacherOutputs
+from kdcore.teachers.outputs import TeacherOutputs
+from kdcore.teachers.stage_teachers import StageTeachers
 
 if TYPE_CHECKING:
     from kdcore.engine.training import Training

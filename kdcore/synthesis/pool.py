@@ -20,14 +20,14 @@ def draw(
     take: int | None,
     control: bool,
     known: Iterable[Example] = (),
-    leaks: Callable[[Example], bool] = lambda example: False,
+    refusal: Callable[[Example], str] = lambda example: "",
 ) -> Iterator[Example]:
     """Chain the streams of all plugins and stop after ``take`` examples; each stream is closed.
 
     :param streams: (plugin, lazy stream) pairs.
     :param control: drop the examples that carry a teacher's knowledge.
     :param known: the examples that the new ones join: an id must be new among them.
-    :param leaks: whether an example equals one that the student is evaluated on: these are dropped.
+    :param refusal: why an example is left out, or "".
     """
     seen = {example.id for example in known}
     accepted = 0
@@ -39,11 +39,13 @@ def draw(
             for example in _blamed(iterator, plugin):
                 if not isinstance(example, Example):
                     raise PluginError(f"data_synth of plugin {plugin} gave a {type(example).__name__}, not an Example")
-                if (control and example.teacher) or leaks(example):
+                if control and example.teacher:
                     continue
                 if not example.id or example.id in seen:
                     place = f"data_synth of plugin {plugin}"
                     raise PluginError(f"{place} gave the id {example.id!r}, which is empty or already in the pool")
+                if refusal(example):
+                    continue
                 seen.add(example.id)
                 yield example
                 accepted += 1

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-__all__ = ["seize", "share"]
+__all__ = ["is_held", "seize", "share"]
 
 
 def seize(path: Path) -> int | None:
@@ -30,6 +30,19 @@ def share(path: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, this one included, holds a file; a file that nobody holds is removed."""
+    try:
+        handle = _lock(os.open(path, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    if handle is None:
+        return True
+    path.unlink(missing_ok=True)
+    os.close(handle)
+    return False
 
 
 def _lock(handle: int, operation: int) -> int | None:

@@ -11,6 +11,8 @@ from attrs import field, frozen
 
 __all__ = ["Attachment", "Completion", "Request", "TextClient", "TokenChoice"]
 
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
 
 @frozen
 class Attachment:
@@ -60,10 +62,13 @@ class Request:
             ],
         }
 
+    def canonical(self) -> bytes:
+        """`facts` as JSON of one form, UTF-8 in which lone surrogates pass."""
+        return CANONICAL.encode(self.facts()).encode("utf-8", "surrogatepass")
+
     def key(self) -> str:
-        """The sha256 of `facts`, 64 hexadecimal digits: with the sample it names a completion in the journal."""
-        canonical = json.dumps(self.facts(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        """The sha256 of `canonical`, 64 hexadecimal digits: with the sample it names a completion in the journal."""
+        return hashlib.sha256(self.canonical()).hexdigest()
 
 
 @frozen

@@ -58,3 +58,56 @@ def test_what_a_plugin_prints_while_it_is_imported_stays_out_of_the_file(
     assert tomllib.loads(text)["plugins"] == [str(joiner)]
     assert "hello" not in text
     assert error == "hello from the module\n"
+
+
+def test_prompts_are_printed_with_their_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method, own, mine = tmp_path / "my_method.py", tmp_path / "prompts", tmp_path / "mine"
+    method.write_text(JOINER.replace("weight: float = option(0.5", 'prompts: str = option(""'))
+    own.mkdir()
+    mine.mkdir()
+    (own / "judge.jinja").write_text("Is {{ text }} good?\n")
+    (own / "judge.system.jinja").write_text("You judge.")
+    (mine / "judge.jinja").write_text("Judge {{ text }}.\n")
+    joiner = tmp_path / "joiner" / "my_joiner.py"
+    joiner.parent.mkdir()
+    joiner.write_text(JOINER)
+    arguments = ["config", str(method), "--plugin", str(joiner), "--prompts"]
+
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == (
+        f"{{# judge.jinja of the plugin 'my-method': {own}/judge.jinja #}}\n"
+        "Is {{ text }} good?\n\n"
+        f"{{# judge.system.jinja of the plugin 'my-method': {own}/judge.system.jinja #}}\n"
+        "You judge.\n\n"
+        "{# The plugin 'my-joiner' has no prompts. #}\n"
+    )
+    assert main([*arguments, "--set", f"prompts={mine}"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"{{# judge.jinja of the plugin 'my-method': {mine}/judge.jinja, in place of {own}/judge.jinja #}}\n"
+        "Judge {{ text }}.\n\n"
+    )
+
+
+def test_what_is_printed_above_a_template_changes_nothing_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdcore.plugins import load
+    from kdcore.synthesis.prompts import prompt
+
+    method, mine = tmp_path / "my_method.py", tmp_path / "mine"
+    method.write_text(JOINER.replace("weight: float = option(0.5", 'prompts: str = option(""'))
+    (tmp_path / "prompts").mkdir()
+    mine.mkdir()
+    (tmp_path / "prompts" / "judge.jinja").write_text("{% for n in [1, 2] %}\n{{ n }} {{ text }}\n{% endfor %}\nGo.\n")
+    assert main(["config", str(method), "--prompts"]) == 0
+    (mine / "judge.jinja").write_text(capsys.readouterr().out.removesuffix("\n"))
+    cls = load(str(method)).cls
+    assert prompt(cls(prompts=str(mine)), "judge", text="x") == prompt(cls(), "judge", text="x")
+
+
+def test_prompts_that_cannot_be_used_exit_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fail: Callable[..., str]
+) -> None:
+    method = tmp_path / "my_method.py"
+    method.write_text(JOINER.replace("weight: float = option(0.5", 'prompts: str = option(""'))
+    assert "none': cannot be read" in fail("config", method, "--prompts", "--set", f"prompts={tmp_path / 'none'}")

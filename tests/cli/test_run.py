@@ -23,6 +23,7 @@ def calls(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> list
         dry_run=lambda configuration: made.append(("dry_run", configuration, None)),
     )
     monkeypatch.setattr(kdcore.engine, "experiment", engine, raising=False)
+    monkeypatch.setattr(kdcore.engine, "dry_run", engine, raising=False)
     return made
 
 

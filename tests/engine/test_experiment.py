@@ -7,7 +7,7 @@ from torch import nn
 
 from kdcore import reports
 from kdcore.config import configure, read_run
-from kdcore.engine.experiment import dry_run
+from kdcore.engine.dry_run import dry_run
 from kdcore.engine.experiment import execute as run
 from kdcore.engine.new_folder import has_results
 from kdcore.engine.training import Training

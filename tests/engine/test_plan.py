@@ -9,7 +9,8 @@ from attrs import frozen
 
 from kdcore import Arm, Example, Recipe, Run, Splits, Stage, Target, Teacher, hookimpl, option
 from kdcore.config import configure
-from kdcore.engine.plan import describe, make_plan, plan_to_json, public_source
+from kdcore.engine.dry_run import describe
+from kdcore.engine.plan import make_plan, plan_to_json, public_source
 from kdcore.errors import PluginError
 from kdcore.plugins import LoadedPlugin, PluginInfo
 

@@ -18,7 +18,7 @@ import pytest
 from kdcore import Data, Example, Row, Run, Stage, Teacher
 from kdcore.engine.progress import Progress
 from kdcore.teachers.locks import seize
-from kdcore.teachers.outputs import StageTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
 from kdcore.teachers.store import FILL_LOCK, Store
 from kdcore.teachers.verify import problems_of
 
@@ -144,7 +144,7 @@ def test_a_run_waits_for_the_one_that_fills(execute: Callable[..., Path], tmp_pa
         if len(slept) == 3:
             os.close(held.pop())
 
-    monkeypatch.setattr("kdcore.teachers.outputs.time.sleep", sleep)
+    monkeypatch.setattr("kdcore.teachers.stage_teachers.time.sleep", sleep)
     capsys.readouterr()
     execute("steps=2", store=str(tmp_path / "store"), out="same")
     assert not slept  # nothing was missing

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from kdcore import Data, Example, Row, Run, Stage, Teacher
 from kdcore.engine.progress import Progress
 from kdcore.errors import InputError
-from kdcore.teachers.outputs import StageTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
 from kdcore.teachers.store import Store, row_key
 from kdcore.teachers.topk_rows import condense
 from kdcore.teachers.verify import problems_of

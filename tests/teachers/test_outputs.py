@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from kdcore import Data, Row, Run, Stage, Teacher
 from kdcore.plugins import Plugins, load
-from kdcore.teachers.outputs import StageTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
 
 PLUGINS = SimpleNamespace(source_of=lambda hook: "")
 

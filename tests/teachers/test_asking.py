@@ -1,0 +1,138 @@
+"""Text teachers: journal first, then the budget, then the teacher; one repair; counts."""
+
+import json
+
+import pytest
+from attrs import evolve
+
+from kdcore import Teacher, TextModel
+from kdcore.errors import BudgetError, PluginError, RejectedError
+from kdcore.teachers.asking import Budget, TextTeachers
+
+
+class Rule:
+    """Answers with a number of words, and remembers what it was asked."""
+
+    def __init__(self, answers=None):
+        self.asked, self.answers = [], answers
+
+    def __call__(self, request):
+        self.asked.append(request)
+        if self.answers is None:
+            return f"{len(request.messages[-1]['content'].split())} words, sample {request.sample}"
+        return self.answers[len(self.asked) - 1]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    made = []
+
+    def make(budget=Budget(), run="a"):  # noqa: B008
+        made.append(TextTeachers(tmp_path, run, budget))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_an_answer_is_asked_for_once(texts):
+    rule = Rule()
+    teacher = Teacher(text=rule)
+    first = texts().ask("llm", teacher, "how many words")
+    again = texts().ask("llm", teacher, [{"role": "user", "content": "how many words"}])
+    assert first.text == first.value == again.text == "3 words, sample 0"
+    assert first.key == again.key
+    assert len(rule.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"sample": 1}, {"parameters": {"temperature": 0.5}}, {"schema": {"type": "string"}}, {"identity": "b"}]
+)
+def test_another_question_is_asked(texts, change):
+    asking, rule = texts(), Rule()
+    asking.ask("llm", Teacher(text=rule), "how many words")
+    options = {key: value for key, value in change.items() if key != "identity"}
+    teacher = Teacher(text=rule, identity=change.get("identity", ""))
+    if "schema" in change:
+        with pytest.raises(RejectedError):
+            asking.ask("llm", teacher, "how many words", **options)
+    else:
+        asking.ask("llm", teacher, "how many words", **options)
+    assert len(rule.asked) >= 2
+
+
+def number(text):
+    if not text.isdigit():
+        raise ValueError(f"no number: {text!r}")
+    return int(text)
+
+
+def test_a_refused_answer_is_repaired_once_with_the_reason(texts):
+    rule = Rule(["seven", "7"])
+    asking = texts()
+    answer = asking.ask("llm", Teacher(text=rule), "how many", check=number)
+    assert answer.value == 7
+    question, refused, repair = rule.asked[1].messages
+    assert question["content"] == "how many"
+    assert refused == {"role": "assistant", "content": "seven"}
+    assert json.dumps("no number: 'seven'") in repair["content"]
+    tally = asking.counts()["llm"]
+    assert (tally["requests"], tally["paid"], tally["rejected"]) == (2, 2, {"no number": 1})
+    assert asking.journal.totals().rejected == {"no number: 'seven'": 1}
+
+
+def test_a_repair_that_is_refused_too_rejects_the_answer(texts):
+    asking = texts()
+    with pytest.raises(RejectedError, match="no number: 'eight'"):
+        asking.ask("llm", Teacher(text=Rule(["seven", "eight"])), "how many", check=number)
+    assert asking.counts()["llm"]["rejected"] == {"no number": 2}
+    samples = asking.rejected_samples
+    assert [sample["text"] for sample in samples] == ["seven", "eight"]
+    assert samples[0]["prompt"] == "how many"
+
+
+def test_a_check_is_run_again_on_a_stored_answer(texts):
+    rule = Rule(["seven"])
+    texts().ask("llm", Teacher(text=rule), "how many")
+    with pytest.raises(IndexError):  # the repair, which the rule does not answer
+        texts().ask("llm", Teacher(text=rule), "how many", check=number)
+
+
+def test_a_schema_is_checked_here(texts):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    rule = Rule(['{"n": "x"}', '```json\n{"n": 4}\n```'])
+    assert texts().ask("llm", Teacher(text=rule), "how many", schema=schema).value == {"n": 4}
+
+
+def test_requests_beyond_the_budget_are_refused_and_stored_answers_are_free(texts):
+    rule = Rule()
+    asking = texts(Budget(max_requests=2))
+    for question in ("a", "b"):
+        asking.ask("llm", Teacher(text=rule), question)
+    with pytest.raises(BudgetError, match=r"2 of max_requests 2.*--max-requests"):
+        asking.ask("llm", Teacher(text=rule), "c")
+    assert asking.ask("llm", Teacher(text=rule), "a").text
+    resumed = texts(Budget(max_requests=2))
+    with pytest.raises(BudgetError):
+        resumed.ask("llm", Teacher(text=rule), "c")
+    texts(Budget(max_requests=3)).ask("llm", Teacher(text=rule), "c")
+    texts(Budget(max_requests=1), run="b").ask("llm", Teacher(text=rule), "d")
+    assert len(rule.asked) == 4
+
+
+def test_seconds_count_from_the_first_request(texts):
+    asking = texts(Budget(max_seconds=1e-9))
+    with pytest.raises(BudgetError, match="max_seconds"):
+        asking.ask("llm", Teacher(text=Rule()), "a")
+
+
+def test_a_rule_that_gives_no_text_is_refused(texts):
+    with pytest.raises(PluginError, match="gave a int; return a string"):
+        texts().ask("llm", Teacher(text=lambda request: 3), "a")
+
+
+def test_prices_are_per_million_tokens():
+    model = TextModel(prompt_price=2.0, answer_price=8.0)
+    assert model.price(500_000, 250_000) == 3.0
+    assert evolve(model, prompt_price=0.0).price(10, 0) == 0.0
