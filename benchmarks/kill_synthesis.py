@@ -5,8 +5,8 @@ language model writes examples in a chain of two calls, four chains at once. The
 ``tests/teachers/llm_server.py`` on loopback, whose answers are functions of the questions. Three attempts in ten it
 answers with 429, 500, silence, a connection closed early, half a JSON document or nothing. At each place the process
 sends itself SIGKILL; the run is resumed once. Then its pools must equal, byte for byte, and its weights, bit for bit,
-those of a run never killed with a server that never fails, and the server may have answered no more questions twice than
-were in flight. Exit code 1 where one does not hold.
+those of a run never killed with a server that never fails, and the server may have answered no more questions twice
+than were in flight. Exit code 1 where one does not hold.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Requests per second through kdcore's client beside bare AsyncOpenAI with as many in flight; its time and memory.
+"""Requests per second through `Run.ask` and `Run.map`, journal included, beside bare AsyncOpenAI.
 
 1. On llama.cpp's server with a real model, in turns: kdcore should reach 0.95 of the bare client.
-2. On a stub that answers at once: microseconds a request of each, and kdcore's memory over many requests.
+2. On a stub that answers at once: microseconds a request of the bare client, of kdcore's client alone, and of all of
+   kdcore (prompt, threads, journal written durably, counts), and the memory of the last over many requests.
 
 Example::
 
@@ -14,6 +15,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -24,6 +26,9 @@ import recording
 from openai import AsyncOpenAI
 
 from kdcore.model_source import gguf_file
+from kdcore.recipe import Teacher
+from kdcore.synthesis.ordered import map_in_order
+from kdcore.teachers.asking import Budget, TextTeachers
 from kdcore.teachers.endpoint import EndpointClient
 from kdcore.teachers.llama_server import LlamaServer
 from kdcore.teachers.text import Request
@@ -33,6 +38,7 @@ PACKAGES = ("kdcore", "openai", "httpx2", "tenacity")
 STUB = Path(__file__).parents[1] / "tests" / "teachers" / "llm_server.py"
 RATIO = 0.95
 WORDS = 12
+WAYS = {"bare": "bare AsyncOpenAI", "client": "kdcore's client alone", "kdcore": "run.map and run.ask"}
 
 Ask = Callable[[int], Awaitable[Any]]
 
@@ -75,34 +81,67 @@ async def seconds(ask: Ask, numbers: Sequence[int], in_flight: int) -> float:
     return time.perf_counter() - began
 
 
-async def beside(address: str, turns: int, each: int, in_flight: int) -> list[tuple[float, float]]:
-    """Requests per second of the bare client and of kdcore's, in turns whose order changes; the first is warm-up."""
-    bare = AsyncOpenAI(base_url=address, api_key="none", max_retries=0)
-    ours = EndpointClient(TextModel(model="model", endpoint=address, key_variable="", in_flight=in_flight))
-    rates = []
-    try:
-        for turn in range(turns + 1):
-            numbers = range(turn * each, (turn + 1) * each)
-            sides = {"bare": through_openai(bare), "ours": through_kdcore(ours)}
-            order = sorted(sides, reverse=turn % 2 == 1)
-            rate = {name: each / await seconds(sides[name], numbers, in_flight) for name in order}
-            rates.append((rate["bare"], rate["ours"]))
-    finally:
-        await bare.close()
-        await ours.close()
-    return rates[1:]
+class Sides:
+    """The ways of asking, each with as many requests in flight.
+
+    :param folder: of the journals.
+    """
+
+    def __init__(self, address: str, in_flight: int, folder: Path) -> None:
+        self._in_flight = in_flight
+        self._runner = asyncio.Runner()
+        model = TextModel(model="model", endpoint=address, key_variable="", in_flight=in_flight)
+        self._teacher = Teacher(text=model)
+        self._bare = AsyncOpenAI(base_url=address, api_key="none", max_retries=0)
+        self._client = EndpointClient(model)
+        self._texts = TextTeachers(folder, "benchmark", Budget())
+
+    def bare(self, numbers: Sequence[int]) -> float:
+        """Seconds of the bare client."""
+        return self._runner.run(seconds(through_openai(self._bare), numbers, self._in_flight))
+
+    def client(self, numbers: Sequence[int]) -> float:
+        """Seconds of kdcore's client without the rest."""
+        return self._runner.run(seconds(through_kdcore(self._client), numbers, self._in_flight))
+
+    def kdcore(self, numbers: Sequence[int]) -> float:
+        """Seconds of what plugins call: `Run.ask` in the function of a `Run.map`."""
+
+        def ask(number: int) -> str:
+            asked = request(number)
+            options = dict(asked.parameters)
+            return self._texts.ask("model", self._teacher, asked.messages, parameters=options).text
+
+        began = time.perf_counter()
+        for _ in map_in_order(ask, numbers, threads=self._in_flight, ahead=self._in_flight):
+            pass
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        """Close clients and journal."""
+        self._runner.run(self._bare.close())
+        self._runner.run(self._client.close())
+        self._runner.close()
+        self._texts.close()
 
 
-async def memory(address: str, requests: int, in_flight: int) -> list[float]:
-    """Resident MiB of this process after each tenth of the requests."""
-    client = EndpointClient(TextModel(model="model", endpoint=address, key_variable="", in_flight=in_flight))
+def beside(sides: Sides, turns: int, each: int) -> dict[str, list[float]]:
+    """Requests per second of every way, in turns whose order changes; the first turn is warm-up."""
+    rates: dict[str, list[float]] = {name: [] for name in WAYS}
+    for turn in range(turns + 1):
+        numbers = range(turn * each, (turn + 1) * each)
+        for place in range(len(WAYS)):
+            name = list(WAYS)[(place + turn) % len(WAYS)]
+            rates[name].append(each / getattr(sides, name)(numbers))
+    return {name: found[1:] for name, found in rates.items()}
+
+
+def memory(sides: Sides, requests: int) -> list[float]:
+    """Resident MiB of this process after each tenth of so many requests through all of kdcore."""
     sizes = []
-    try:
-        for _ in range(10):
-            await seconds(through_kdcore(client), range(requests // 10), in_flight)
-            sizes.append(resident())
-    finally:
-        await client.close()
+    for part in range(10):
+        sides.kdcore(range(10**9 + part * requests // 10, 10**9 + (part + 1) * requests // 10))
+        sizes.append(resident())
     return sizes
 
 
@@ -123,48 +162,51 @@ def main() -> int:
     arguments = parser.parse_args()
     path = gguf_file(arguments.model)
     assert path is not None, f"{arguments.model} is no GGUF file"
-    server = LlamaServer(path, slots=arguments.in_flight, context=1024)
-    try:
-        real = asyncio.run(beside(f"{server.address}/v1", arguments.turns, arguments.each, arguments.in_flight))
-    finally:
-        server.close()
-    with subprocess.Popen([sys.executable, str(STUB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stub:
-        assert stub.stdout is not None
-        address = stub.stdout.readline().decode().strip()
-        quick = asyncio.run(beside(address, arguments.turns, arguments.stub_each, arguments.in_flight))
-        sizes = asyncio.run(memory(address, arguments.requests, arguments.in_flight))
-        stub.communicate()
+    with tempfile.TemporaryDirectory() as folder:
+        server = LlamaServer(path, slots=arguments.in_flight, context=1024)
+        sides = Sides(f"{server.address}/v1", arguments.in_flight, Path(folder) / "model")
+        try:
+            real = beside(sides, arguments.turns, arguments.each)
+        finally:
+            sides.close()
+            server.close()
+        with subprocess.Popen([sys.executable, str(STUB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stub:
+            assert stub.stdout is not None
+            address = stub.stdout.readline().decode().strip()
+            sides = Sides(address, arguments.in_flight, Path(folder) / "stub")
+            quick = beside(sides, arguments.turns, arguments.stub_each)
+            sizes = memory(sides, arguments.requests)
+            sides.close()
+            stub.communicate()
     return write(real, quick, sizes, arguments)
 
 
-def write(real: list[tuple[float, float]], quick: list[tuple[float, float]], sizes: list[float], arguments: Any) -> int:
+def write(real: dict[str, list[float]], quick: dict[str, list[float]], sizes: list[float], arguments: Any) -> int:
     """The results; the exit code."""
-    ratio = median(ours / bare for bare, ours in real)
-    microseconds = [1e6 / median(rates) for rates in zip(*quick)]
-    rows = [
-        (name, f"{median(rates):.2f}", f"{cost:.0f}")
-        for name, rates, cost in zip(("bare AsyncOpenAI", "kdcore's client"), zip(*real), microseconds)
-    ]
-    header = ("client", "requests a second on the model", "microseconds a request on the stub")
+    ratios = {name: median(ours / bare for ours, bare in zip(rates, real["bare"])) for name, rates in real.items()}
+    cost = {name: 1e6 / median(rates) for name, rates in quick.items()}
+    rows = [(WAYS[name], f"{median(real[name]):.2f}", f"{ratios[name]:.3f}", f"{cost[name]:.0f}") for name in WAYS]
+    header = ("way", "requests a second on the model", "of the bare client's", "microseconds a request on the stub")
+    ratio = ratios["kdcore"]
     text = (
         f"{recording.table(header, rows)}\n\n"
-        f"- On the model kdcore's client has {ratio:.3f} of the bare one's requests a second (median of the turns' "
+        f"- On the model {WAYS['kdcore']} has {ratio:.3f} of the bare client's requests a second (median of the turns' "
         f"ratios); at least {RATIO} {'holds' if ratio >= RATIO else 'does not hold'}.\n"
-        f"- On the stub it takes {microseconds[1] - microseconds[0]:+.0f} microseconds a request more.\n"
-        f"- Resident memory after each tenth of {arguments.requests:,} requests, MiB: "
+        f"- On the stub it takes {cost['kdcore'] - cost['bare']:+.0f} microseconds a request more.\n"
+        f"- Resident memory after each tenth of {arguments.requests:,} requests through it, MiB: "
         f"{', '.join(f'{size:.1f}' for size in sizes)}.\n\n"
         f"{arguments.in_flight} requests in flight, {arguments.turns} turns of {arguments.each} requests on the model, "
-        f"{arguments.stub_each} on the stub, each client in turn after one turn of warm-up; answers of {WORDS} tokens."
+        f"{arguments.stub_each} on the stub, each way in turn after one turn of warm-up; answers of {WORDS} tokens."
     )
     result = {
         "environment": recording.environment(*PACKAGES),
-        "model": [[round(bare, 3), round(ours, 3)] for bare, ours in real],
-        "stub": [[round(bare, 1), round(ours, 1)] for bare, ours in quick],
+        "model": {name: [round(rate, 3) for rate in rates] for name, rates in real.items()},
+        "stub": {name: [round(rate, 1) for rate in rates] for name, rates in quick.items()},
         "ratio": {"median": ratio, "target": RATIO},
-        "microseconds": dict(zip(("bare", "kdcore"), microseconds)),
+        "microseconds": cost,
         "resident_mib": sizes,
     }
-    recording.write(arguments.results, "llm_throughput", "Requests through kdcore's client", result, text)
+    recording.write(arguments.results, "llm_throughput", "Requests through kdcore", result, text)
     return 0 if ratio >= RATIO else 1
 
 
