@@ -2,7 +2,7 @@
 
 The method is the small classifier of ``tests/methods`` with the joiner ``rewritten.py``: before each of three rounds a
 language model writes examples in a chain of two calls, four chains at once. The model is the server
-``tests/teachers/llm_server.py`` on loopback, whose answers are functions of the questions. Three attempts in ten it
+`kdcore.testing.language_server` on loopback, whose answers are functions of the questions. Three attempts in ten it
 answers with 429, 500, silence, a connection closed early, half a JSON document or nothing. At each place the process
 sends itself SIGKILL; the run is resumed once. Then its pools must equal, byte for byte, and its weights, bit for bit,
 those of a run never killed with a server that never fails, and the server may have answered no more questions twice
@@ -11,7 +11,6 @@ than were in flight. Exit code 1 where one does not hold.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import sys
@@ -23,6 +22,8 @@ from typing import Any
 import kill_and_resume
 import recording
 from kill_and_resume import METHODS, PACKAGES, Place
+
+from kdcore.testing.language_server import LanguageServer
 
 FAULTS = 0.3
 IN_FLIGHT = 4
@@ -57,17 +58,6 @@ PLACES = [
 ]
 
 
-def language_server() -> Any:
-    """The class of the server that the tests have."""
-    file = METHODS.parent / "teachers" / "llm_server.py"
-    specification = importlib.util.spec_from_file_location("llm_server", file)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.LanguageServer
-
-
 def options(address: str) -> list[str]:
     """The command line of the run."""
     settings = {
@@ -92,16 +82,16 @@ def main() -> int:
     if sys.argv[1:2] == ["--child"]:
         return kill_and_resume.child(sys.argv[2:])
     results = recording.parser(__doc__).parse_args().results
-    began, server_class, rows = time.monotonic(), language_server(), []
+    began, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory() as work:
         whole = Path(work) / "whole"
-        with server_class() as server:
+        with LanguageServer() as server:
             if kill_and_resume.kdcore([*options(server.address), "--out", str(whole)]) != 0:
                 sys.exit("the run that is not killed failed")
         expected = outcome(whole)
         for number, place in enumerate(PLACES):
             folder = Path(work) / f"killed-{number}"
-            with server_class(faults=FAULTS, seed=number, hang=2.0) as server:
+            with LanguageServer(faults=FAULTS, seed=number, hang=2.0) as server:
                 command = [*options(server.address), "--out", str(folder)]
                 code = kill_and_resume.kdcore(command, place)
                 if code != -signal.SIGKILL:

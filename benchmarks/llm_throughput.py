@@ -35,7 +35,7 @@ from kdcore.teachers.text import Request
 from kdcore.text_model import TextModel
 
 PACKAGES = ("kdcore", "openai", "httpx2", "tenacity")
-STUB = Path(__file__).parents[1] / "tests" / "teachers" / "llm_server.py"
+STUB = ("-m", "kdcore.testing.language_server")
 RATIO = 0.95
 WORDS = 12
 WAYS = {"bare": "bare AsyncOpenAI", "client": "kdcore's client alone", "kdcore": "run.map and run.ask"}
@@ -170,7 +170,7 @@ def main() -> int:
         finally:
             sides.close()
             server.close()
-        with subprocess.Popen([sys.executable, str(STUB)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stub:
+        with subprocess.Popen([sys.executable, *STUB], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stub:
             assert stub.stdout is not None
             address = stub.stdout.readline().decode().strip()
             sides = Sides(address, arguments.in_flight, Path(folder) / "stub")

@@ -1,26 +1,15 @@
-"""A store whose rows are made from numbers, so that any row that is read can be checked; a language model's server."""
+"""A store whose rows are made from numbers, so that any row that is read can be checked."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from kdcore.recipe import Row
 from kdcore.teachers.store import Store, row_key
-
-_spec = importlib.util.spec_from_file_location("llm_server", Path(__file__).with_name("llm_server.py"))
-assert _spec is not None
-assert _spec.loader is not None
-llm_server = importlib.util.module_from_spec(_spec)
-sys.modules["llm_server"] = llm_server
-_spec.loader.exec_module(llm_server)
 
 
 class NumberedStore(Store):
@@ -50,10 +39,3 @@ def opened() -> Callable[..., NumberedStore]:
         return NumberedStore.open(root, name="large", fingerprint="abc", schema=schema, writer=writer)
 
     return call
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Any]]:
-    """``serve(**options)`` starts a `LanguageServer` of ``llm_server.py``, which stops after the test."""
-    with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(llm_server.LanguageServer(**options))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import urllib.request
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
 
@@ -307,7 +306,8 @@ def test_a_malformed_endpoint(endpoint, message):
 def test_the_server_as_a_process_of_its_own():
     command = [
         sys.executable,
-        str(Path(__file__).with_name("llm_server.py")),
+        "-m",
+        "kdcore.testing.language_server",
         "--port",
         "0",
         "--faults",

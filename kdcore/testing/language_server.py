@@ -6,8 +6,8 @@ In a test::
         ... server.address ...                    # http://127.0.0.1:PORT/v1
         assert set(server.answered) == ...        # requests answered, by their key
 
-As a process of its own ``python tests/teachers/llm_server.py --port 0 --faults 0.3 --seed 1`` prints its address and
-serves until its standard input closes; ``GET /counts`` returns ``{"received": {KEY: NUMBER}, "answered": {...}}``.
+As a process of its own ``python -m kdcore.testing.language_server --port 0 --faults 0.3 --seed 1`` prints its address
+and serves until its standard input closes; ``GET /counts`` returns ``{"received": {KEY: NUMBER}, "answered": {...}}``.
 
 The key of a request is the hash of its body. Its answer is a function of that key. Whether attempt n of a request
 fails, and how, is a function of the seed, the key and n: neither order nor concurrency matters.
