@@ -87,14 +87,14 @@ def making(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
     if target == Path.cwd():
         raise InputError(f"{folder}: is the current folder, which cannot be replaced; name a new one in it")
     temporary = target.with_name(f".unfinished-{secrets.token_hex(8)}")
-    with _placed(folder):
+    with placed(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     with _removed_on_error(temporary):
         yield temporary
         _make_durable(temporary)
         _make_readable(temporary)
-        with _placed(folder):
+        with placed(folder):
             _move(temporary, target, replaces)
 
 
@@ -116,12 +116,16 @@ def _move(made: Path, target: Path, replaces: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _placed(folder: Path) -> Iterator[None]:
+def placed(path: Path) -> Iterator[None]:
+    """Turn what the system says while a file or folder is made into one line.
+
+    :raises InputError: it cannot be made there.
+    """
     try:
         yield
     except OSError as error:
         reason = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
-        raise InputError(f"{folder}: cannot be made ({reason}); name another folder") from error
+        raise InputError(f"{path}: cannot be made ({reason}); name another folder") from error
 
 
 @contextlib.contextmanager

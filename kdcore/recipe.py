@@ -164,7 +164,8 @@ class Teacher:
     :param vocabulary: ``vocabulary(run)`` returns the hash of the vocabulary that its outputs are over (see
         `kdcore.losses.vocabulary.same_vocabulary`, which refuses a student with another one); kept with the store.
     :param batch_size: examples of one call of `teacher_outputs` while the store is filled.
-    :param subject: whether the finished run also evaluates the teacher itself.
+    :param subject: whether the finished run also evaluates the teacher itself; by default one with a module, and not
+        one that is asked in words, whose answers may cost.
     """
 
     build: Callable[[Run], torch.nn.Module] | None = None
@@ -177,7 +178,7 @@ class Teacher:
     store: Mapping[str, Row] | None = None
     vocabulary: Callable[[Run], str] | None = None
     batch_size: int = field(default=64, validator=positive)
-    subject: bool = True
+    subject: bool | None = None
 
     def __attrs_post_init__(self) -> None:
         if sum(kind is not None for kind in (self.build, self.rows, self.text)) + self.inplace != 1:

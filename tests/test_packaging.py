@@ -111,7 +111,7 @@ def test_constraints_pin_a_tox_that_is_new_enough() -> None:
 def test_development_installs_every_distribution() -> None:
     lines = (ROOT / "requirements" / "dev.txt").read_text("utf-8").splitlines()
     editable = [line.removeprefix("-e ") for line in lines if line.startswith("-e ")]
-    assert sorted(editable) == sorted([".[dev,llm,onnx]", *map(relative, PAPERS), *map(relative, BUNDLES)])
+    assert sorted(editable) == sorted([".[datasets,dev,llama,onnx]", *map(relative, PAPERS), *map(relative, BUNDLES)])
 
 
 @pytest.mark.parametrize("folder", DISTRIBUTIONS, ids=relative)

@@ -16,6 +16,7 @@ from kdcore.recipe import Example
 
 if TYPE_CHECKING:
     from kdcore.engine.stages import StageJob
+    from kdcore.synthesis.quality import Duplicates
 
 SAMPLES = 5
 SYNTHESIS = "synthesis.json"
@@ -27,22 +28,20 @@ class Refusals:
     def __init__(self, job: StageJob) -> None:
         assert job.stage.data is not None
         assert job.stage.data.synth is not None
-        self.job, self._near = job, job.stage.data.synth.near
-        self._pool = self._evaluated = None
+        self.job, near = job, job.stage.data.synth.near
+        self._pool: Duplicates | None = None
+        self._evaluated: Duplicates | None = None
         self._known: set[str] = set()
-        if self._near is not None:
+        if near is not None:
+            from kdcore.synthesis.quality import Duplicates
+
             if not job.recipe.identity:
                 raise PluginError(f"stage {job.stage.name!r}: Synth(near=...) needs the recipe's identity, its text")
-            self._pool, self._evaluated = self._index(), self._index()
+            self._pool, self._evaluated = (Duplicates(near, job.recipe.identity) for _ in range(2))
             with job.run.data.unsealed():
                 for split in RESERVED[1:]:
                     for example in job.run.data.get(split, ()):
                         self._evaluated.add(example)
-
-    def _index(self) -> Any:
-        from kdcore.synthesis.quality import Duplicates
-
-        return Duplicates(self._near, self.job.recipe.identity)
 
     def know(self, examples: Iterable[Example]) -> None:
         """Examples of the pool."""

@@ -354,7 +354,7 @@ class Experiment:
             run.stage_folders[stage.name] = stage_folder(self.folder, run.folder, run.seed, stage)
             run.teachers = teachers = StageTeachers(run, stage, plugins, self.store, refuse=False, texts=self.texts)
             for name, teacher in stage.teachers.items():
-                if teacher.build is not None and teacher.subject:
+                if teacher.build is not None and teacher.subject is not False:
                     self._reference("teachers", name, run, plugins, partial(teachers.module, name))
                 elif isinstance(teacher.text, TextModel) and teacher.subject:
                     self._reference("teachers", name, run, plugins, partial(getattr, teacher, "text"))

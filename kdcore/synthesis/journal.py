@@ -20,6 +20,7 @@ from typing import Self
 from attrs import evolve
 
 from kdcore.errors import InputError, KDCoreError, RunError
+from kdcore.files import placed
 from kdcore.synthesis.journal_file import COLUMNS, INSERT, SELECT, Answer, Name, answer_name, create, explained, normal
 from kdcore.synthesis.journal_totals import Totals, totals_of
 from kdcore.synthesis.journal_writer import Writer
@@ -85,8 +86,9 @@ class Journal:
         :raises InputError: it cannot be made or written, is no journal, or is that of a newer kdcore.
         :raises RunError: another process keeps it locked, or the disk is full.
         """
-        try:
+        with placed(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             return cls(Path(os.path.realpath(path)))
         except OSError as error:
             raise InputError(
@@ -155,6 +157,7 @@ class Journal:
         """
         if not reason:
             raise ValueError("an answer is rejected for a reason; none was given")
+        self._check_open()
         stored = self._read((key, sample))
         if stored is None:
             raise KeyError(answer_name(key, sample))
@@ -165,6 +168,7 @@ class Journal:
 
     def totals(self, run: str | None = None, teacher: str | None = None) -> Totals:
         """Sums over the answers that a run paid for, of a teacher; of all where neither is named."""
+        self._check_open()
         with self._reads() as connection:
             return totals_of(connection, run, teacher)
 
@@ -224,6 +228,7 @@ class Journal:
     def _ask(self, name: Name, ask: Callable[[], Completion]) -> Completion:
         """Ask, and end the claim where that fails."""
         try:
+            self._check_open()
             return ask()
         except BaseException:
             with suppress(KDCoreError):  # the claim ends with this process at the latest
@@ -239,6 +244,7 @@ class Journal:
             owner = self._owner(name)
             while owner is not None and is_held(owner_file(self.path, owner)):
                 time.sleep(POLL_SECONDS)
+                self._check_open()
                 owner = self._owner(name)
             if owner is not None:
                 self._release(owner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,17 +94,11 @@ class Answer:
     def to_row(self) -> list[Value | str]:
         """The values of `COLUMNS` and the checksum, see `to_sql`."""
         said = self.completion
-        values: list[Value] = [
-            *(
-                to_bytes(self.key),
-                self.sample,
-                *map(to_bytes, (self.teacher, self.run, self.model)),
-                float(self.created),
-            ),
-            *(said.prompt_tokens, said.answer_tokens, float(said.seconds), float(said.price), said.attempts),
-            *map(to_bytes, (said.model, said.finish, self.rejected)),
-            *(self.request, to_bytes(said.text), _tokens_to_json(said.tokens)),
-        ]
+        origin = map(to_bytes, (self.teacher, self.run, self.model))
+        cost = (said.prompt_tokens, said.answer_tokens, float(said.seconds), float(said.price), said.attempts)
+        verdict = map(to_bytes, (said.model, said.finish, self.rejected))
+        content = (self.request, to_bytes(said.text), _tokens_to_json(said.tokens))
+        values: list[Value] = [to_bytes(self.key), self.sample, *origin, float(self.created), *cost, *verdict, *content]
         return [*map(to_sql, values), checksum(values)]
 
     @classmethod
@@ -151,13 +146,12 @@ def checksum(values: Sequence[Value]) -> bytes:
     return hashlib.sha256(repr(measured).encode() + content).digest()
 
 
-def damage(row: Sequence[Value]) -> str:
+def damage(row: Sequence[Any]) -> str:
     """What is wrong with a row of `rows`; "" where nothing is."""
     *values, expected = row
     if checksum(values) != expected:
         return CHANGED
-    request, key = values[COLUMNS.index("request")], values[0]
-    assert isinstance(request, bytes)
+    key, request = values[0], values[COLUMNS.index("request")]
     if hashlib.sha256(request).hexdigest().encode() != key:
         return "its request has another key"
     return ""
@@ -242,7 +236,7 @@ def open_existing(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise InputError(f"{path}: no such file; name a journal")
     with explained(path):
-        connection = _connect(path, "rw")
+        connection = _connect(path, _reading_mode(path))
         try:
             if _is_blank(connection, path):
                 raise InputError(f"{path}: is empty, no journal; name another file")
@@ -250,6 +244,13 @@ def open_existing(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def _reading_mode(path: Path) -> str:
+    """Write access lets SQLite finish what a killed process left; a folder that cannot change needs no locks."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return "rw"
+    return "ro" if path.with_name(path.name + "-wal").exists() else "ro&immutable=1"
 
 
 def is_journal(path: Path) -> bool:
@@ -309,9 +310,12 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
-def rows(connection: sqlite3.Connection) -> Iterator[Sequence[Value]]:
-    """All rows as SQLite returns them, in the order in which they were written; see `Answer.from_row`."""
-    return connection.execute(f"{SELECT} ORDER BY rowid")
+def rows(connection: sqlite3.Connection, *more: str) -> Iterator[Sequence[Any]]:
+    """All rows as SQLite returns them, in the order in which they were written; see `Answer.from_row`.
+
+    :param more: columns that follow the checksum.
+    """
+    return connection.execute(f"SELECT {', '.join((*COLUMNS, 'checksum', *more))} FROM answers ORDER BY rowid")
 
 
 # Errors

@@ -27,20 +27,25 @@ Work: TypeAlias = Callable[[sqlite3.Connection], T]
 class _Order:
     """Work that waits; a bare lock is a tenth of a `concurrent.futures.Future`."""
 
-    __slots__ = ("_waiting", "durable", "error", "result", "work")
+    __slots__ = ("_waiting", "durable", "error", "value", "work")
 
     def __init__(self, work: Work[Any], durable: bool) -> None:
         self.work, self.durable = work, durable
-        self.result: Any = None
+        self.value: Any = None
         self.error: Exception | None = None
         self._waiting = threading.Lock()
         self._waiting.acquire()
 
-    def wait(self) -> None:
-        self._waiting.acquire()
-
     def done(self) -> None:
+        """Let `result` return."""
         self._waiting.release()
+
+    def result(self) -> Any:
+        """Wait until it is done, and return its value or raise its error."""
+        self._waiting.acquire()
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Writer:
@@ -69,10 +74,7 @@ class Writer:
             if self._closed:
                 raise RunError(f"{self._path}: the journal is closed")
             self._orders.put(order)
-        order.wait()
-        if order.error is not None:
-            raise order.error
-        result: T = order.result
+        result: T = order.result()
         return result
 
     def close(self) -> None:
@@ -104,7 +106,7 @@ class Writer:
         """Do the work of all, or return why it failed."""
         for pause in (*pauses, None):
             try:
-                results = self._transact(orders)
+                values = self._transact(orders)
             except sqlite3.OperationalError as error:  # a full disk, a lock: may pass
                 failure: Exception = explain(self._path, error)
             except sqlite3.Error as error:
@@ -112,8 +114,8 @@ class Writer:
             except Exception as error:
                 return error
             else:
-                for order, result in zip(orders, results):
-                    order.result = result
+                for order, value in zip(orders, values):
+                    order.value = value
                     order.done()
                 return None
             if pause is not None:
@@ -125,12 +127,12 @@ class Writer:
         if synchronous != self._synchronous:
             self._connection.execute(f"PRAGMA synchronous = {synchronous}")
             self._synchronous = synchronous
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
-            results = [order.work(self._connection) for order in orders]
+            self._connection.execute("BEGIN IMMEDIATE")
+            values = [order.work(self._connection) for order in orders]
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        return results
+        return values

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from kdcore.errors import InputError
 from kdcore.recipe import Row
+from kdcore.synthesis.journal_file import JOURNAL, is_journal
 from kdcore.teachers.header import HEADER, read_header, read_layout, schema_in
 from kdcore.teachers.layout import SHAPES
 from kdcore.teachers.locks import seize
@@ -28,6 +29,7 @@ __all__ = [
     "cut_unfinished",
     "facts_of",
     "is_busy",
+    "is_store",
     "remove",
     "remove_leftovers",
     "root_of",
@@ -39,13 +41,15 @@ REMOVED = ".removed-"
 
 
 def root_of(path: Path) -> Path:
-    """The folder in which the stores that ``path`` names lie (see `stores_in`).
+    """The folder in which the stores that ``path`` names lie (see `stores_in`); that of a journal.
 
     :raises InputError: there is no such folder.
     """
+    if is_journal(path):
+        return path.absolute().parent
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; name a run folder, a --store folder or a single store")
-    if _is_store(path):
+    if is_store(path):
         return path.absolute().parent
     return path / "store" if (path / "plan.json").exists() or (path / "config.toml").exists() else path
 
@@ -53,13 +57,15 @@ def root_of(path: Path) -> Path:
 def stores_in(path: Path) -> list[Path]:
     """The folders of all stores that ``path`` names: a run folder, a folder of stores, or one store.
 
-    :raises InputError: it names none of these.
+    :raises InputError: it names none of these, nor a journal.
     """
     root = root_of(path)
-    if _is_store(path):
+    if is_journal(path):
+        return []
+    if is_store(path):
         return [path]
-    found = sorted(folder for folder in root.iterdir() if _is_store(folder)) if root.is_dir() else []
-    if found or _removals(root):
+    found = sorted(folder for folder in root.iterdir() if is_store(folder)) if root.is_dir() else []
+    if found or _removals(root) or is_journal(root / JOURNAL):
         return found
     if root != path:
         raise InputError(f"{path}: the run holds no stores; if it was started with --store, name that folder")
@@ -68,7 +74,7 @@ def stores_in(path: Path) -> list[Path]:
     return []
 
 
-def _is_store(folder: Path) -> bool:
+def is_store(folder: Path) -> bool:
     """Whether a folder holds a file that only stores have; the header may be lost."""
     if not folder.is_dir() or folder.name.startswith("."):
         return False

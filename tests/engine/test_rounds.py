@@ -8,6 +8,7 @@ from attrs import frozen
 
 from kdcore import Data, Example, Metric, Run, Splits, Stage, Synth, hookimpl
 from kdcore.engine.models import Models
+from kdcore.engine.progress import Progress
 from kdcore.engine.rounds import LazyReport, Rounds
 from kdcore.errors import PluginError
 from kdcore.plugins import Plugins
@@ -32,7 +33,7 @@ class Writing:
         yield Example({"n": 2}, id=f"{run.round}/llm", teacher="llm")
 
 
-def rounds(folder, plugin, synth, *, split="train", control=False):
+def rounds(folder, plugin, synth, *, split="train", control=False, identity=("n",)):
     run = Run(folder=folder)
     run.data = Splits({"train": TRAIN, "validation": [Example({"n": 8}, id="v")], "test": [Example({"n": 9}, id="t")]})
     stage = Stage(
@@ -42,13 +43,16 @@ def rounds(folder, plugin, synth, *, split="train", control=False):
     plugins = Plugins({"writing": plugin})
     return Rounds(
         SimpleNamespace(
-            recipe=SimpleNamespace(identity=("n",)),
+            recipe=SimpleNamespace(identity=identity),
             run=run,
             stage=stage,
             folder=folder / "s",
             plugins=plugins,
             control=control,
             accelerator=accelerator,
+            title="distill seed 0 s",
+            progress=Progress(quiet=True),
+            teachers=SimpleNamespace(texts=None),
         )
     )
 
@@ -138,8 +142,8 @@ def test_what_equals_an_example_of_validation_or_test_is_left_out(tmp_path, capl
     with caplog.at_level("INFO", "kdcore"):
         pool = rounds(tmp_path, Numbers((7, 8, 9, 10), []), Synth(take=2)).pool(0, MODELS, never)
     assert ids(pool) == ["given", "told", "7", "10"]
-    assert "left out '8', which equals an example of validation" in caplog.text
-    assert "left out '9', which equals an example of test" in caplog.text
+    assert "left out '8': leak: equals an example of validation" in caplog.text
+    assert "left out '9': leak: equals an example of test" in caplog.text
 
 
 def test_an_id_of_an_earlier_round_is_refused_while_that_is_in_the_pool(tmp_path):

@@ -80,6 +80,7 @@ def test_a_chain_of_calls_stops_between_two_of_them():
 
     def chain(number):
         if number == 0:
+            assert first.wait(10)
             return number
         first.set()
         go.wait(10)
@@ -89,7 +90,6 @@ def test_a_chain_of_calls_stops_between_two_of_them():
 
     results = map_in_order(chain, range(2), threads=2, ahead=2)
     assert next(results) == 0
-    assert first.wait(10)
     threading.Timer(0.05, go.set).start()
     results.close()
     assert second == []

@@ -158,9 +158,7 @@ class LanguageServer:
             finally:
                 writer.close()
 
-    async def _complete(
-        self, writer: asyncio.StreamWriter, body: dict[str, Any], headers: Mapping[str, str]
-    ) -> bool:
+    async def _complete(self, writer: asyncio.StreamWriter, body: dict[str, Any], headers: Mapping[str, str]) -> bool:
         """Answer one request; whether the connection stays open."""
         key = key_of(body)
         self.received[key] += 1
@@ -206,7 +204,9 @@ class LanguageServer:
         return True
 
     async def _send(self, writer: asyncio.StreamWriter, status: int, content: bytes, headers: str = "") -> None:
-        head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{headers}\r\n"
+        head = (
+            f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{headers}\r\n"
+        )
         writer.write(head.encode() + content)
         await writer.drain()
 
@@ -220,7 +220,9 @@ class LanguageServer:
             "finish_reason": "stop" if len(words) <= longest else "length",
         }
         if body.get("logprobs"):
-            others = [{"token": word, "logprob": -2.0 - n} for n, word in enumerate(WORDS[: body.get("top_logprobs", 0)])]
+            others = [
+                {"token": word, "logprob": -2.0 - n} for n, word in enumerate(WORDS[: body.get("top_logprobs", 0)])
+            ]
             entries = [{"token": word, "logprob": -0.5, "bytes": None, "top_logprobs": others} for word in said]
             choice["logprobs"] = {"content": entries}
         usage = {"prompt_tokens": len(json.dumps(body["messages"]).split()), "completion_tokens": len(said)}

@@ -110,7 +110,7 @@ def test_requests_beyond_the_budget_are_refused_and_stored_answers_are_free(text
     asking = texts(Budget(max_requests=2))
     for question in ("a", "b"):
         asking.ask("llm", Teacher(text=rule), question)
-    with pytest.raises(BudgetError, match="2 of max_requests 2.*--max-requests"):
+    with pytest.raises(BudgetError, match=r"2 of max_requests 2.*--max-requests"):
         asking.ask("llm", Teacher(text=rule), "c")
     assert asking.ask("llm", Teacher(text=rule), "a").text
     resumed = texts(Budget(max_requests=2))
