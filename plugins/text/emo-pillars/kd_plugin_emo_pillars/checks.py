@@ -16,18 +16,18 @@ from attrs import frozen
 from kd_plugin_emo_pillars.taxonomy import Taxonomy
 
 __all__ = [
-    "CHARACTERS",
     "CONTEXT",
-    "INTENSITIES",
     "REWRITTEN",
     "Character",
     "Labels",
     "OutOfTaxonomy",
+    "characters_schema",
     "check_characters",
     "check_context",
     "check_intensities",
     "check_rewritten",
     "check_utterances",
+    "intensities_schema",
     "utterances_schema",
 ]
 
@@ -51,22 +51,31 @@ def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_TEXT = {"type": "string", "minLength": 1}
-CHARACTERS = _object(
-    characters={"type": "array", "minItems": 1, "items": _object(name=_TEXT, description=_TEXT)},
-)
+_TEXT = {"type": "string"}
 CONTEXT = _object(context=_TEXT)
 REWRITTEN = _object(utterance=_TEXT)
-INTENSITIES = {
-    "type": "object",
-    "minProperties": 1,
-    "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
-}
+
+
+def characters_schema(count: int) -> dict[str, Any]:
+    """A list of at most so many names with descriptions."""
+    entry = _object(name=_TEXT, description=_TEXT)
+    return _object(characters={"type": "array", "minItems": 1, "maxItems": count, "items": entry})
 
 
 def utterances_schema(emotions: Sequence[str]) -> dict[str, Any]:
     """An object with one text for each of the emotions."""
     return _object(**dict.fromkeys(emotions, _TEXT))
+
+
+def intensities_schema(labels: Sequence[str]) -> dict[str, Any]:
+    """An object of numbers in 0..1; it suggests the labels, and lets others pass to be counted."""
+    intensity = {"type": "number", "minimum": 0, "maximum": 1}
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "properties": dict.fromkeys(labels, intensity),
+        "additionalProperties": intensity,
+    }
 
 
 @frozen

