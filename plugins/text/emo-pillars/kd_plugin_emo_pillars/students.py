@@ -34,16 +34,19 @@ def build_student(model: str, labels: Sequence[str], layers: int | None, length:
         config = AutoConfig.from_pretrained(source)
         known = [config.id2label.get(index) for index in range(config.num_labels)]
         _refuse_small(config, model, layers, length)
-        if layers is not None:
-            config.num_hidden_layers = layers
+        config.num_hidden_layers = layers or config.num_hidden_layers
         if known == list(labels):
             return AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32)
-        encoder = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "multi_label_classification"
         student = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        student.base_model.load_state_dict(encoder.state_dict(), strict=False)
+        encoder = AutoModel.from_pretrained(source, dtype=torch.float32).state_dict()
+        missing = student.base_model.load_state_dict(encoder, strict=False).missing_keys
+        if missing:
+            raise InputError(
+                f"model {model!r} has no weights for {missing[0]} and {len(missing) - 1} more: name another"
+            )
         return student
     except InputError:
         raise

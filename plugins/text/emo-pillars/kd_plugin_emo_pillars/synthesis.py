@@ -54,20 +54,23 @@ def seeds(
     passages: Sequence[Passage], labels: Sequence[str], *, characters: int, emotions: int, rng: np.random.Generator
 ) -> Iterator[Seed]:
     """An endless stream over passages and their characters, in which all emotions are requested equally often."""
-    deck = _deck(labels, rng)
+    hands = _hands(labels, min(emotions, len(labels)), rng)
     for cycle in itertools.count():
         for index in rng.permutation(len(passages)):
             for slot in range(characters):
-                requested: dict[str, None] = {}
-                while len(requested) < min(emotions, len(labels)):
-                    requested[next(deck)] = None
-                yield Seed(passages[index], slot, tuple(requested), cycle)
+                yield Seed(passages[index], slot, next(hands), cycle)
 
 
-def _deck(labels: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
-    """All labels in random order, again and again."""
+def _hands(labels: Sequence[str], size: int, rng: np.random.Generator) -> Iterator[tuple[str, ...]]:
+    """So many different labels at a time, dealt from shuffled decks of all of them; none is left out."""
+    rest: list[str] = []
     while True:
-        yield from (labels[index] for index in rng.permutation(len(labels)))
+        hand: list[str] = []
+        while len(hand) < size:
+            if not set(rest) - set(hand):
+                rest += [labels[index] for index in rng.permutation(len(labels))]
+            hand.append(rest.pop(next(place for place, label in enumerate(rest) if label not in hand)))
+        yield tuple(hand)
 
 
 @frozen
@@ -97,7 +100,7 @@ class Chain:
     taxonomy: Taxonomy
     characters: int
     variants: Sequence[Variant] = field(default=VARIANTS)
-    out_of_taxonomy: OutOfTaxonomy = "map"
+    out_of_taxonomy: OutOfTaxonomy = "reject"
 
     def __call__(self, seed: Seed) -> Outcome:
         """All calls of one seed; what one utterance lacks costs the others nothing."""
@@ -219,7 +222,7 @@ def ask_labels(
     return run.ask(
         TEACHER,
         prompt(plugin, "label", labels=list(taxonomy.labels), context=context, utterance=utterance),
-        schema=checks.intensities_schema(taxonomy.labels),
+        schema=checks.intensities_schema(taxonomy.labels, out_of_taxonomy),
         check=partial(checks.check_intensities, taxonomy=taxonomy, out_of_taxonomy=out_of_taxonomy),
         sample=sample,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,11 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from kdcore.config import configure
 from kdcore.engine.experiment import execute
-from kdcore.plugins import load
+from kdcore.plugins import Plugins, load
+from kdcore.recipe import Example
+from kdcore.run import Run
+from kdcore.teachers.asking import Budget, TextTeachers
+from kdcore.teachers.stage_teachers import StageTeachers
 
 TEXTS = {
     "joy": "we won the match and everybody is dancing",
@@ -84,11 +90,33 @@ def reply(body: Mapping[str, Any], key: str) -> str:
     return json.dumps(value)
 
 
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., Any]:
+    """``with serve(label=answer) as server``: a teacher on loopback that answers well, but one call as is said."""
+
+    def begin(**answers: Callable[[Mapping[str, Any], str], str]) -> Any:
+        return LanguageServer(answer=lambda body, key: answers.get(kind_of(body), reply)(body, key))
+
+    return begin
+
+
 @pytest.fixture
-def teacher() -> Iterator[Any]:
+def teacher(serve: Callable[..., Any]) -> Iterator[Any]:
     """A server that answers every call well."""
-    with LanguageServer(answer=reply) as server:
+    with serve() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def good_reply() -> Callable[[Mapping[str, Any], str], str]:
+    """`reply`."""
+    return reply
+
+
+@pytest.fixture(scope="session")
+def asked() -> Callable[[Any], Counter[str]]:
+    """``asked(server)``: how often each of the five calls came."""
+    return lambda server: Counter(kind_of(body) for body in server.bodies)
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +164,31 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def synthesise(tmp_path: Path, data: Path) -> Callable[..., tuple[list[Example], dict[str, Any]]]:
+    """``synthesise(server, "key=value", ..., take=6)``: the stream's first examples, and what the teacher was asked.
+
+    ``emotions.json`` then lies in the test's folder.
+    """
+
+    def call(server: Any, *settings: str, take: int = 6) -> tuple[list[Example], dict[str, Any]]:
+        small = [f"teacher.endpoint={server.address}", "teacher.model=test", "teacher.retries=0", f"examples={take}"]
+        plugin = configure([load("emo-pillars")], None, [*small, *settings], {}).plugins["emo-pillars"]
+        run = Run(folder=tmp_path, data_path=str(data))
+        run.stage = stage = plugin.recipe(run=run).stages[0]
+        run.stage_folder = tmp_path
+        texts = TextTeachers(tmp_path / "store", "run", Budget())
+        run.teachers = StageTeachers(run, stage, Plugins({"emo-pillars": plugin}), tmp_path, refuse=False, texts=texts)
+        stream = plugin.data_synth(run=run, stage=stage)
+        try:
+            return list(itertools.islice(stream, take)), texts.counts()["llm"]
+        finally:
+            stream.close()
+            texts.close()
+
+    return call
+
+
+@pytest.fixture
 def run(tmp_path: Path, tiny_bert: str) -> Callable[..., Path]:
     """``run(server, "key=value", ..., data=folder, out="name", compare=True)`` runs the plugin; returns the folder."""
 
@@ -158,8 +211,3 @@ def run(tmp_path: Path, tiny_bert: str) -> Callable[..., Path]:
         return execute(configure([load("emo-pillars")], None, [*small, *settings], given))
 
     return call
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

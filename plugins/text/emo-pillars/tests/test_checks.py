@@ -103,9 +103,10 @@ CAST = '{"characters": [{"name": "Fox", "description": "a fox"}, {"name": "Crow"
         (checks.utterances_schema(["joy", "fear"]), '{"joy": "Ha.", "fear": "Oh."}', '{"joy": "Ha."}'),
         (checks.CONTEXT, '{"context": "Night."}', '{"context": 3}'),
         (checks.REWRITTEN, '{"utterance": "Well."}', '"Well."'),
-        (checks.intensities_schema(["joy"]), '{"joy": 0.5, "saudade": 1}', '{"joy": 1.5}'),
-        (checks.intensities_schema(["joy"]), '{"joy": 0}', '{"joy": "high"}'),
-        (checks.intensities_schema(["joy"]), '{"saudade": 1}', "{}"),
+        (checks.intensities_schema(["joy"], "map"), '{"joy": 0.5, "saudade": 1}', '{"joy": 1.5}'),
+        (checks.intensities_schema(["joy"], "map"), '{"joy": 0}', '{"joy": "high"}'),
+        (checks.intensities_schema(["joy"], "map"), '{"saudade": 1}', "{}"),
+        (checks.intensities_schema(["joy"], "reject"), '{"joy": 0.5}', '{"joy": 0.5, "saudade": 1}'),
     ],
 )
 def test_schemas(schema: dict[str, Any], good: str, bad: str) -> None:

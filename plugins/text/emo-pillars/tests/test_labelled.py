@@ -12,8 +12,10 @@ from kd_plugin_emo_pillars.taxonomy import GOEMOTIONS, read_taxonomy
 from kdcore.errors import InputError
 from kdcore.recipe import Example
 
+COLUMNS = Columns()
 
-def read(folder: Path, columns: Columns = Columns(), **options: Any) -> dict[str, list[Example]]:
+
+def read(folder: Path, columns: Columns = COLUMNS, **options: Any) -> dict[str, list[Example]]:
     given: dict[str, Any] = {"needs": ("train", "test"), "validation_share": 0.25, "seed": 0} | options
     return read_labelled(folder, columns, read_taxonomy(GOEMOTIONS), **given)
 
@@ -27,7 +29,7 @@ def tables(folder: Path, suffix: str = "jsonl", **texts: str) -> Path:
 ROWS = "".join(f'{{"text": "t{number}", "labels": ["joy"]}}\n' for number in range(8))
 
 
-def labels_of(tmp_path: Path, row: str, columns: Columns = Columns()) -> Any:
+def labels_of(tmp_path: Path, row: str, columns: Columns = COLUMNS) -> Any:
     splits = read(tables(tmp_path, train=row, validation=ROWS, test=ROWS), columns)
     return splits["train"][0]["labels"]
 

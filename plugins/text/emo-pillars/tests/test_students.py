@@ -61,7 +61,7 @@ def test_a_new_head_on_the_encoders_own_weights(tiny_bert: str) -> None:
         torch.testing.assert_close(tensor, own[name])
 
 
-def test_the_student_of_an_earlier_run_keeps_its_head_if_its_labels_are_the_same(
+def test_the_student_of_an_earlier_run_keeps_its_head_where_the_labels_are_its_own(
     tiny_bert: str, tmp_path: Path
 ) -> None:
     first = build_student(tiny_bert, LABELS, None, 32)
