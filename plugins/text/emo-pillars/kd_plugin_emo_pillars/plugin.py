@@ -123,7 +123,7 @@ class EmoPillars:
     patience: int | None = option(None, "stop after so many checks without improvement", least=1)
     teacher_texts: int = option(0, "test texts whose labels the teacher itself is asked for", least=0)
     ablations: bool = option(
-        False, "with --compare also run the arms hard-labels and contextless, which asks the teacher for more"
+        False, "with --compare also run the arms hard-labels and contextless; the latter asks the teacher for more"
     )
 
     @property
@@ -151,6 +151,7 @@ class EmoPillars:
         arms = [Arm("control", set={"examples": 0}, control=True, because=CONTROL)]
         if self.ablations:
             arms.append(Arm("hard-labels", set={"soft_labels": False}))
+        if self.ablations and "contextual" in self.variants:
             without = tuple(variant for variant in VARIANTS if variant != "contextual")
             arms.append(Arm("contextless", set={"variants": without}, because="as many examples, none with a context"))
         return arms
