@@ -96,7 +96,7 @@ class Generator:
         asked = set(request.classes)
         report = self._report(asked)
         hard = self._about(self.feedback.hard_negatives, asked) or (
-            list(self.feedback.hard_negatives) if len(asked) > 1 else []
+            [dict(each) for each in self.feedback.hard_negatives] if len(asked) > 1 else []
         )
         neighbours = {name for each in hard for name in (each["label"], each["predicted"])}
         neighbours |= {
