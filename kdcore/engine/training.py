@@ -94,9 +94,16 @@ class Training:
             trace_control(self)
         path, offset = self.job.folder / "metrics.jsonl", self.state.metrics_offset
         with JsonLines(path, offset, writes=self.run.rank == 0) as self.metrics:
-            while self.state.round < self.rounds.count and (self._within_a_round() or not self._at_the_end()):
+            while self.state.round < self._count and (self._within_a_round() or not self._at_the_end()):
                 self._round()
         return self._finish()
+
+    @property
+    def _count(self) -> int:
+        """How many rounds there are: those of the method's arm bind the others, which would pay for examples that they
+        never train on.
+        """
+        return self.rounds.count if self.job.bound is None else min(self.rounds.count, len(self.job.bound))
 
     def _within_a_round(self) -> bool:
         """A resumption begins in a round that still has to be closed, perhaps without a further step."""

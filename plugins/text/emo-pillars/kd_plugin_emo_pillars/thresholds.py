@@ -58,6 +58,5 @@ def _counts(predicted: Booleans, gold: Booleans) -> tuple[Array, Array]:
 
 def _ratio(numerator: Any, denominator: Any) -> Array:
     """Their ratio; 0 where the denominator is 0."""
-    return np.divide(
-        numerator, denominator, out=np.zeros(np.broadcast(numerator, denominator).shape), where=denominator > 0
-    )
+    zeros = np.zeros(np.broadcast(numerator, denominator).shape)
+    return np.asarray(np.divide(numerator, denominator, out=zeros, where=denominator > 0))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from kdcore.recipe import Example
 from kdcore.run import Run
 from kdcore.teachers.asking import Budget, TextTeachers
 from kdcore.teachers.stage_teachers import StageTeachers
+from kdcore.testing.language_server import LanguageServer
 
 TEXTS = {
     "joy": "we won the match and everybody is dancing",
@@ -39,21 +38,6 @@ WORDS = (
     "amber", "bridge", "cloud", "delta", "ember", "forest", "garden", "harbour", "island", "jungle", "kettle",
     "lantern", "meadow", "north", "ocean", "pepper", "quarry", "river", "stone", "tower", "umbrella", "valley",
 )  # fmt: skip
-
-
-def _language_server() -> Any:
-    """kdcore's own server for tests, in the repository's folder ``tests``."""
-    path = Path(__file__).parents[4] / "tests" / "teachers" / "llm_server.py"
-    spec = importlib.util.spec_from_file_location("llm_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["llm_server"] = module
-    spec.loader.exec_module(module)
-    return module.LanguageServer
-
-
-LanguageServer = _language_server()
 
 
 def kind_of(body: Mapping[str, Any]) -> str:

@@ -1,0 +1,147 @@
+"""What a run measures: the student's quality class by class, and the speed and cost of student and teacher."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import frozen
+
+from kd_plugin_pgkd.feedback import class_report, macro_f1
+from kdcore.errors import RejectedError
+from kdcore.recipe import Example, Metric
+from kdcore.run import Run
+from kdcore.teachers.asking import Answer
+from kdcore.text_model import LLAMA_CPP, TextModel
+
+__all__ = ["TIMED_TEXTS", "Cost", "measure_student", "measure_teacher"]
+
+TIMED_TEXTS = 20
+"""How many of a split's first texts the student reads one at a time, for its latency."""
+
+SECONDS_PER_HOUR = 3600
+
+
+@frozen
+class Cost:
+    """Speed and price of a classifier.
+
+    :param latency_ms: median milliseconds for one text.
+    :param texts_per_second: texts that it reads in a second when it has many.
+    :param price: of a text, for what is paid by the text.
+    :param hour_price: of the machine that it runs on; 0 where that is not the user's, or has no price.
+    """
+
+    latency_ms: float
+    texts_per_second: float
+    price: float = 0.0
+    hour_price: float = 0.0
+
+    def metrics(self) -> list[Metric]:
+        """Latency, throughput, and the price of 1,000 texts where there is any."""
+        found = [
+            Metric("latency_ms", self.latency_ms, "lower"),
+            Metric("texts_per_second", self.texts_per_second, "higher"),
+        ]
+        price = self.price + self.hour_price / SECONDS_PER_HOUR / self.texts_per_second
+        return [*found, Metric("price_per_1000", 1000 * price, "lower")] if price else found
+
+
+def quality(examples: Sequence[Example], predicted: Sequence[int], labels: Sequence[str]) -> list[Metric]:
+    """Accuracy by example and macro-F1, whose details are the `class_report`.
+
+    :param predicted: a class index for each example; -1 for none.
+    """
+    index = {label: number for number, label in enumerate(labels)}
+    true = [index[example["label"]] for example in examples]
+    right = {example.id: float(a == b) for example, a, b in zip(examples, true, predicted)}
+    report = class_report(true, predicted, labels)
+    return [
+        Metric("accuracy", statistics.fmean(right.values()), "higher", samples=right),
+        Metric("macro_f1", macro_f1(report), "higher", details=report),
+    ]
+
+
+def measure_student(
+    run: Run,
+    model: torch.nn.Module,
+    split: str,
+    labels: Sequence[str],
+    *,
+    logits: Callable[[Any, Any], Mapping[str, torch.Tensor]],
+    hour_price: float,
+) -> list[Metric]:
+    """Accuracy, macro-F1 and loss; on test latency, throughput and price too.
+
+    :param logits: ``logits(model, batch)`` gives ``{"logits": (batch, classes)}``.
+    :param hour_price: of this machine.
+    """
+    examples = run.data[split]
+    began = time.perf_counter()
+    rows = np.stack([row["logits"] for row in run.predict(model, examples, logits)]).astype(np.float64)
+    seconds = time.perf_counter() - began
+    true = [labels.index(example["label"]) for example in examples]
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(true)), true]
+    samples = {example.id: float(loss) for example, loss in zip(examples, losses)}
+    metrics = [
+        *quality(examples, rows.argmax(axis=1).tolist(), labels),
+        Metric("loss", float(losses.mean()), "lower", samples=samples),
+    ]
+    if split != "test":
+        return metrics
+    timed = examples[:TIMED_TEXTS]
+    run.predict(model, timed[:1], logits)
+    times = [_seconds(lambda text=text: run.predict(model, [text], logits)) for text in timed]  # type: ignore[misc]
+    cost = Cost(1000 * statistics.median(times), len(examples) / seconds, hour_price=hour_price)
+    return [*metrics, *cost.metrics()]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure_teacher(
+    run: Run,
+    model: TextModel,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    *,
+    ask: Callable[[str], Answer],
+    hour_price: float,
+) -> list[Metric]:
+    """The teacher as a classifier that is asked for one text at a time: quality, latency, throughput and price.
+
+    Answers that cannot be used count as wrong. Seconds and prices are those of the journal, so that they are the same
+    when the run is resumed; throughput is requests in flight over the mean latency (Little's law).
+
+    :param ask: asks for the class of a text; the answer's value is a class index.
+    :param hour_price: of this machine, for a model that runs on it.
+    """
+
+    def answer(example: Example) -> Answer | None:
+        try:
+            return ask(example["text"])
+        except RejectedError:
+            return None
+
+    answers = list(run.map(answer, examples))
+    predicted = [-1 if each is None else each.value for each in answers]
+    metrics = quality(examples, predicted, labels)
+    completions = [each.completion for each in answers if each is not None]
+    seconds = [completion.seconds for completion in completions]
+    if not sum(seconds):
+        return metrics
+    cost = Cost(
+        1000 * statistics.median(seconds),
+        min(model.in_flight, len(seconds)) / statistics.fmean(seconds),
+        price=statistics.fmean(completion.price for completion in completions),
+        hour_price=hour_price if model.endpoint in ("", LLAMA_CPP) else 0.0,
+    )
+    return [*metrics, *cost.metrics()]
