@@ -29,8 +29,8 @@ POOL = 10_000
 VALIDATION = 500
 METRICS = ("macro_f1", "micro_f1")
 ARMS = ("control", "hard-labels", "distill")
-COMMON = {"length": 64, "learning_rate": 3e-4, "evaluate_every": 75, "batch_size": 32}
-TEACHER = {**COMMON, "examples": 0, "layers": "unset", "steps": 2000, "learning_rate": 1e-4, "evaluate_every": 500}
+COMMON = {"length": 64, "learning_rate": 6e-4, "evaluate_every": 75, "batch_size": 32}
+TEACHER = {**COMMON, "examples": 0, "layers": "unset", "steps": 2000, "learning_rate": 2e-4, "evaluate_every": 500}
 STUDENT = {
     **COMMON,
     "layers": 3,
@@ -141,8 +141,8 @@ def page(found: Mapping[int, Mapping[str, Any]], classifier: Mapping[str, float]
         f"Means over {seeds} seeds, on all of GoEmotions' test. The control is the same student, tuned on the same "
         "labelled texts with as many steps; it has no stage before. The threshold is tuned on "
         f"{VALIDATION} texts of dev in every arm. The teacher is no language model: it labels by a classifier that was "
-        f"trained on GoEmotions' training labels, and gives as utterances real comments of a disjoint pool of {POOL:,} "
-        "texts, chosen by that classifier's predictions; nobody's labels of the pool are read."
+        f"trained on GoEmotions' training labels, and gives as utterances comments of a disjoint pool of {POOL:,}, "
+        "chosen by that classifier's predictions; nobody's labels of the pool are read."
     )
     return f"{recording.table(('', *METRICS), quality)}\n\n{recording.table(header, lines)}\n\n{about}"
 

@@ -38,6 +38,7 @@ LONGEST_CONTEXT = 100
 SENTENCES = 3
 QUOTED = 4
 
+ARTICLES = frozenset(("a", "an", "the", "of", "and"))
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 SENTENCE = re.compile(r"[.!?]+(?=\s|[\"'”’)]|$)")
 
@@ -99,7 +100,7 @@ def check_characters(value: Any, passage: str) -> list[Character]:
         name, description = (" ".join(entry[field].split()) for field in ("name", "description"))
         if not name or not description:
             raise ValueError("empty character: each needs a name and a description")
-        if not any(word.casefold() in known for word in WORD.findall(name) if len(word) > 2):
+        if not known & {word.casefold() for word in WORD.findall(name)} - ARTICLES:
             raise ValueError(f"not in the story: {name!r}")
         if name.casefold() in found:
             raise ValueError(f"character twice: {name!r}")

