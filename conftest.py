@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,12 @@ def killed_at(start: Callable[[Sequence[str]], subprocess.Popen[bytes]]) -> Call
         return running
 
     return kill
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """``serve(**options)`` starts a `LanguageServer`, which stops after the test."""
+    from kdcore.testing.language_server import LanguageServer
+
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(LanguageServer(**options))

@@ -6,7 +6,7 @@ import pytest
 
 from kdcore.engine.plan import public_source
 from kdcore.errors import InputError
-from kdcore.model_source import resolve_source
+from kdcore.model_source import gguf_file, resolve_source
 from kdcore.teachers.fingerprint import fingerprint_path
 
 
@@ -47,3 +47,59 @@ def test_a_package_that_is_missing_or_ships_nothing(package):
     package.rmdir()
     with pytest.raises(InputError, match="reinstall shipped-model"):
         resolve_source("package:shipped_model")
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """``module(source)`` writes the importable package ``shipped_gguf`` and returns its folder."""
+    folder = tmp_path / "packages" / "shipped_gguf"
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def write(source):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(source)
+        return folder
+
+    yield write
+    sys.modules.pop("shipped_gguf", None)
+
+
+def test_a_gguf_file_in_a_package_is_found_without_importing_it(module):
+    folder = module("raise ImportError('needs another package')")
+    (folder / "model.gguf").touch()
+    assert gguf_file("package:shipped_gguf") == folder / "model.gguf"
+    (folder / "other.gguf").touch()
+    with pytest.raises(InputError, match=r"holds model\.gguf, other\.gguf; name one of these files"):
+        gguf_file("package:shipped_gguf")
+
+
+def test_a_gguf_file_in_pieces_is_put_together_once(module, tmp_path):
+    module("def assemble(path):\n    path.write_text('whole')\n    print('assembled')\n")
+    target = tmp_path / "cache" / "kdcore" / "models" / "shipped_gguf.gguf"
+    assert gguf_file("package:shipped_gguf") == target
+    target.write_text("kept")
+    assert gguf_file("package:shipped_gguf").read_text() == "kept"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_pieces_that_cannot_be_put_together_leave_nothing(module, tmp_path):
+    module("def assemble(path):\n    path.write_text('half')\n    raise ValueError('sha256 did not match')\n")
+    with pytest.raises(InputError, match=r"shipped_gguf.gguf: cannot be put together .+ \(sha256 did not match\)"):
+        gguf_file("package:shipped_gguf")
+    assert list((tmp_path / "cache" / "kdcore" / "models").iterdir()) == []
+
+
+def test_a_gguf_file_by_path(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert gguf_file(str(file)) == gguf_file(str(tmp_path)) == file
+    assert gguf_file("owner/model") is None
+    with pytest.raises(InputError, match=r"none\.gguf: no such file"):
+        gguf_file(str(tmp_path / "none.gguf"))
+    with pytest.raises(InputError, match="pip install not-there-at-all"):
+        gguf_file("package:not_there_at_all")
+
+
+def test_a_package_without_a_gguf_file_stands_for_something_else(package):
+    assert gguf_file("package:shipped_model") is None

@@ -68,10 +68,11 @@ class Drawing:
 
     :param bar: shows its progress.
     :param refusals: why examples are left out.
+    :param real: the given examples, with which reports compare.
     """
 
-    def __init__(self, job: StageJob, number: int, bar: Bar, refusals: Refusals) -> None:
-        self.job, self.number, self._bar, self._refusals = job, number, bar, refusals
+    def __init__(self, job: StageJob, number: int, bar: Bar, refusals: Refusals, real: Sequence[Example] = ()) -> None:
+        self.job, self.number, self._bar, self._refusals, self._real = job, number, bar, refusals, real
         assert job.stage.data is not None
         assert job.stage.data.synth is not None
         self.synth = job.stage.data.synth
@@ -137,6 +138,8 @@ class Drawing:
                 text_field=self.synth.text,
                 label_field=self.synth.label or None,
                 embedder=self.synth.embedder,
+                device=str(self.job.run.device),
+                real=self._real,
             )
         else:
             quality = {}
@@ -149,7 +152,8 @@ class Drawing:
                 "accepted": len(self.examples),
                 "dropped": dict(self.dropped),
                 "seconds": round(time.monotonic() - self._began, 3),
-                "quality": quality,
+                "price": sum(tally["price"] for tally in self._asked().values()),
+                **({"quality": quality} if quality else {}),
             },
             "teachers": self._asked(),
             "samples": {"accepted": accepted, "rejected": [*_spread(rejected, SAMPLES), *self._samples]},

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcore.config import Configuration
 from kdcore.engine.experiment import check_device, open_data
+from kdcore.engine.identity import prompt_hashes
 from kdcore.engine.new_folder import new_folder
 from kdcore.engine.plan import CONTROL, Plan, make_plan, refuse_idle_patience, refuse_missing_sources
 from kdcore.engine.progress import Progress
@@ -26,6 +27,7 @@ def dry_run(configuration: Configuration) -> None:
     seed_everything(derive("data"))
     splits, found = open_data(plan.recipe, run, next(iter(configuration.plugins)))
     refuse_idle_patience(plan.stages, splits)
+    prompt_hashes(configuration)
     for stage in plan.stages:
         for teacher in stage.teachers.values():
             refuse_missing_sources(teacher.source, plan.stages)

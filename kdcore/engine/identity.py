@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,7 @@ from kdcore.config import Configuration, settings_of
 from kdcore.data.splits import Splits
 from kdcore.errors import InputError
 from kdcore.files import read_json, write_json
+from kdcore.synthesis.prompts import templates
 from kdcore.teachers.fingerprint import fingerprint_path
 
 DATA = "hash of the data"
@@ -40,6 +43,19 @@ def environment(configuration: Configuration) -> dict[str, Any]:
     }
 
 
+def prompt_hashes(configuration: Configuration) -> dict[str, str]:
+    """Of each plugin that has prompts, the hash of their templates.
+
+    :raises InputError: a template is broken, or a folder of them cannot be read.
+    """
+    found = {name: templates(instance) for name, instance in configuration.plugins.items()}
+    return {
+        f"prompts of {name}": hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()[:12]
+        for name, sources in found.items()
+        if sources
+    }
+
+
 def check_identity(folder: Path, configuration: Configuration, splits: Splits, accelerator: Any) -> None:
     """Write the run's identity at its start; compare it at a resumption.
 
@@ -53,6 +69,7 @@ def check_identity(folder: Path, configuration: Configuration, splits: Splits, a
         "kind of device": accelerator.device.type,
         "number of threads": torch.get_num_threads(),
         **{f"version of {package}": _version(package) for package in PACKAGES},
+        **prompt_hashes(configuration),
     }
     path = folder / "identity.json"
     if not path.exists():

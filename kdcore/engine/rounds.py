@@ -76,7 +76,7 @@ class Rounds:
             if self._refusals is None:
                 self._refusals = Refusals(job)
             self._refusals.know(pool_of(split, paths[:-1], Synth()))
-            drawing = Drawing(job, number, bar, self._refusals)
+            drawing = Drawing(job, number, bar, self._refusals, split or ())
             drawing.take(
                 draw(
                     self._streams(models, validate),

@@ -37,7 +37,7 @@ __all__ = [
 FILE = "synthesis.json"
 NONE = "–"
 LONGEST = 2000
-SAMPLES = 20
+SAMPLES = 50
 KEPT_FORMATS = "\u200c\u200d"  # joiners that change how letters of a word and emoji are drawn, and nothing else
 
 

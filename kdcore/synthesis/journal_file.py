@@ -134,9 +134,9 @@ class Answer:
         )
 
 
-def answer_name(key: str, sample: int = 0) -> str:
-    """How an example names an answer that it was made from: the key, and ``/N`` for a sample other than 0."""
-    return f"{key}/{sample}" if sample else key
+def answer_name(key: str, sample: int) -> str:
+    """``KEY/SAMPLE``: how an example names an answer that it was made from."""
+    return f"{key}/{sample}"
 
 
 def checksum(values: Sequence[Value]) -> bytes:

@@ -73,7 +73,10 @@ def seal(path: Path, examples: Iterable[Example]) -> None:
 
 def _line(example: Example) -> str:
     try:
-        return json.dumps(example_to_json(example), ensure_ascii=False) + "\n"
+        line = json.dumps(example_to_json(example), ensure_ascii=False)
+        if not line.isascii() and any("\ud800" <= character <= "\udfff" for character in line):
+            line = json.dumps(example_to_json(example))  # lone surrogates, which a teacher may write, only pass escaped
+        return line + "\n"
     except (TypeError, ValueError) as error:
         raise PluginError(f"data_synth gave an example {example.id!r} that JSON cannot hold: {error}") from error
 

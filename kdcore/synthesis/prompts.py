@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from attrs import frozen
@@ -61,7 +61,7 @@ def prompt(plugin: Any, name: str, /, **slots: Any) -> list[dict[str, str]]:
     :raises InputError: a template cannot be read or rendered; the message has its file and line.
     :raises PluginError: there is no such template, or a slot holds what JSON cannot.
     """
-    library = _library(type(plugin), _replacements(plugin))
+    library = _library_of(plugin)
     if name not in library.templates:
         raise PluginError(
             f"{type(plugin).__name__} has no prompt {name!r}: write {name}{SUFFIX} in a folder {FOLDER} beside its "
@@ -93,7 +93,7 @@ def prompt_templates(plugin: Any) -> list[PromptTemplate]:
 
     :raises InputError: as in `templates`.
     """
-    return list(_library(type(plugin), _replacements(plugin)).templates.values())
+    return list(_library_of(plugin).templates.values())
 
 
 class _Library:
@@ -139,13 +139,17 @@ class _Library:
         return str(error) if named else f"{type(error).__name__}: {error}"
 
 
+def _library_of(plugin: object) -> _Library:
+    return _library(cast(Hashable, type(plugin)), _replacements(plugin))  # mypy takes no class for hashable
+
+
 @lru_cache(maxsize=64)
 def _library(cls: type[Any], replacements: str) -> _Library:
     """The templates of a plugin's class, and of the classes that it derives from, with a user's in their place."""
     own: dict[str, Path] = {}
     for base in reversed(cls.__mro__):
         file = getattr(sys.modules.get(base.__module__), "__file__", None)
-        folder = Path(file).parent / FOLDER if file and base.__module__ != "builtins" else None
+        folder = Path(file).parent / FOLDER if file else None
         own |= {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")} if folder else {}
     replaced = _files_of(Path(replacements), own) if replacements else {}
     chosen = {name: (path, replaced.get(name)) for name, path in sorted(own.items())}

@@ -98,7 +98,7 @@ def _json(value: Any) -> str:
 def _write(value: Any) -> str:
     """What is put in the place of ``{{ ... }}``."""
     if isinstance(value, Undefined):
-        return str(value)  # raises
+        return str(value)  # raises, but for that of an {{ ... if ... }} without else
     return value if isinstance(value, Written) else _json(plain(value, "the value"))
 
 

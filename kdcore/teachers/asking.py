@@ -107,9 +107,18 @@ class _EventLoop:
             raise
 
     def close(self) -> None:
+        """End the loop; what still runs there is cancelled, and those who wait for it are told."""
+        self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class TextTeachers:

@@ -25,6 +25,7 @@ __all__ = ["EndpointClient", "estimated_tokens"]
 
 LONGEST_BACKOFF = 60.0
 LONGEST_WAIT = 600.0
+WORTH_A_WARNING = 5.0
 RESERVED = ("extra_body", "extra_headers", "extra_query", "messages", "model", "n", "stream", "timeout")
 IMAGE_TOKENS = 1000
 
@@ -76,6 +77,7 @@ class EndpointClient:
         self._slots = asyncio.Semaphore(model.in_flight)
         self._limits = Limits(model.requests_per_minute, model.tokens_per_minute)
         self._counts_tokens = True
+        self._quiet_until = 0.0
 
     async def complete(self, request: Request) -> Completion:
         """See `kdcore.teachers.text.TextClient.complete`."""
@@ -88,7 +90,8 @@ class EndpointClient:
             return await self._attempt(request, arguments, attempts)
 
         try:
-            return await self._retrying.copy()(attempt)
+            completion: Completion = await self._retrying.copy()(attempt)
+            return completion
         except FailedAttemptError as error:
             reason = str(error)
         raise RunError(f"{self._model.endpoint}: gave up after {attempts} attempts: {reason}; resume the run later")
@@ -119,8 +122,11 @@ class EndpointClient:
                 failure = error
             except openai.APIStatusError as error:
                 failure = self._judged(error, request)
-            except openai.APIConnectionError as error:
-                failure = FailedAttemptError(f"no connection ({one_line(error.__cause__ or error, self._key)})")
+            except openai.OpenAIError as error:
+                cause = error.__cause__ or error
+                failure = FailedAttemptError(
+                    f"no connection ({one_line(str(cause) or type(cause).__name__, self._key)})"
+                )
             else:
                 if self._counts_tokens:
                     self._limits.correct(use, completion.prompt_tokens + completion.answer_tokens)
@@ -135,9 +141,8 @@ class EndpointClient:
         headers = error.response.headers
         failure = judge(error.status_code, error.body, headers, model=self._model, request=request, key=self._key)
         if isinstance(failure, FailedAttemptError) and failure.wait is not None and failure.wait > LONGEST_WAIT:
-            return RunError(
-                f"{self._model.endpoint}: {failure}; asks to wait {failure.wait:.0f} s: resume the run then"
-            )
+            reason = f"{failure} and asks to wait {failure.wait:.0f} s"
+            return RunError(f"{self._model.endpoint}: {reason}; resume the run then")
         return failure
 
     def _wait(self, state: Any) -> float:
@@ -145,8 +150,9 @@ class EndpointClient:
         longest = min(self._backoff * 2.0 ** min(state.attempt_number - 1, 30), LONGEST_BACKOFF)
         jittered = longest * self._random.uniform(0.5, 1.0)
         error = state.outcome.exception()
-        wait = jittered if error.wait is None else error.wait + jittered * self._random.uniform(0.0, 0.5)
-        if wait >= 5:
+        wait: float = jittered if error.wait is None else error.wait + jittered * self._random.uniform(0.0, 0.5)
+        if wait >= WORTH_A_WARNING and time.monotonic() > self._quiet_until:
+            self._quiet_until = time.monotonic() + wait
             log.warning("%s: %s; trying again in %.0f s", self._model.endpoint, error, wait)
         return wait
 

@@ -51,20 +51,11 @@ class LlamaServer:
             raise InputError('endpoint = "llama.cpp" needs xllamacpp: pip install "kdcore[llama]"')
         if not path.is_file():
             raise InputError(f"{path}: no such file; name a GGUF file")
-        numbers = (
-            f"--{name}={value}" for name, value in (("slots", slots), ("context", context), ("threads", threads))
-        )
-        self._errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill
+        command = [sys.executable, "-P", "-m", "kdcore.teachers.llama_server", str(path.absolute())]
+        options = {"parent": os.getpid(), "slots": slots, "context": context, "threads": threads}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "kdcore.teachers.llama_server",
-                str(path.absolute()),
-                f"--parent={os.getpid()}",
-                *numbers,
-            ],
+            command + [f"--{name}={value}" for name, value in options.items()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -74,6 +65,7 @@ class LlamaServer:
         try:
             self.address = self._read_address(path)
         except BaseException:
+            self._process.kill()
             self.close()
             raise
 
@@ -93,9 +85,8 @@ class LlamaServer:
     def _read_address(self, path: Path) -> str:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], START_SECONDS)[0]:
-            raise RunError(
-                f"{path}: llama.cpp did not start in {START_SECONDS:.0f} s ({self._last_words()}); try again"
-            )
+            reason = f"llama.cpp did not start in {START_SECONDS:g} s ({self._last_words()})"
+            raise RunError(f"{path}: {reason}; resume the run when the machine is less busy")
         address = self._process.stdout.readline().decode().strip()
         if not address:
             raise InputError(f"{path}: llama.cpp cannot serve it ({self._last_words()}); name another GGUF file")
@@ -114,7 +105,8 @@ class LlamaClient(EndpointClient):
     """Serves the GGUF file ``model.model`` on loopback and asks it; the server stops when the client is closed.
 
     It has a slot for each request in flight, up to 16. A slot has room for a prompt of 4096 tokens and an answer of
-    ``max_tokens``. A request without a seed gets one of its own, so that asked again it is answered alike.
+    ``max_tokens``. A request without a seed gets one of its own. Asked again alone it is answered alike; among
+    others in flight llama.cpp rounds differently, which may change a token and all after it.
 
     :raises InputError: the package or the file is missing, or is no model that llama.cpp reads.
     """

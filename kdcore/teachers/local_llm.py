@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -132,7 +133,7 @@ class LocalClient:
         room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None and len(ids) + longest > room:
             raise InputError(
-                f"{self._settings.model}: the prompt of {len(ids)} tokens and an answer of {longest} are longer than the "
+                f"{self._settings.model}: the prompt of {len(ids)} tokens and an answer of {longest} do not fit the "
                 f"model's {room}; shorten it or lower max_tokens"
             )
         draw = Draw(
@@ -148,9 +149,12 @@ class LocalClient:
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self._tokenizer.chat_template:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:
+                raise InputError(f"{self._settings.model}: its chat template refuses the messages ({error})") from None
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self._tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]
@@ -187,10 +191,12 @@ class LocalClient:
         said = ids[:end]
         text = self._text(said)
         cut = min((text.find(stop) for stop in job.stops if stop in text), default=None)
-        kept = (
-            len(said) if cut is None else next(n for n in range(len(said) + 1) if len(self._text(said[:n])) > cut) - 1
-        )
-        answer_tokens = len(said) + (end is not None)
+        while cut is not None and any(stop in self._text(said[:-1]) for stop in job.stops):
+            said = said[:-1]  # a row that was done went on with its batch
+        kept = len(said)
+        while cut is not None and len(self._text(said[:kept])) > cut:
+            kept -= 1
+        answer_tokens = len(said) + (end is not None and cut is None)
         return Completion(
             text=text[:cut],
             model=self._settings.model,

@@ -49,7 +49,7 @@ def keep_most_probable(scores: Tensor, top_p: float, top_k: int) -> Tensor:
     return scores
 
 
-class GumbelSampler(LogitsProcessor):
+class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
     """Adds Gumbel noise to log-probabilities: the most probable token then is a sample of the softmax.
 
     So a generation that takes the most probable token samples, each row with a generator of its own.
@@ -69,9 +69,8 @@ class GumbelSampler(LogitsProcessor):
             if draw.alternatives is not None:
                 log_probabilities = row.float().log_softmax(-1)
                 best = log_probabilities.topk(min(draw.alternatives, len(row)))
-                choices.append(
-                    (log_probabilities[chosen].item(), list(zip(best.indices.tolist(), best.values.tolist())))
-                )
+                alternatives = list(zip(best.indices.tolist(), best.values.tolist()))
+                choices.append((log_probabilities[chosen].item(), alternatives))
         return noisy
 
     @staticmethod
@@ -83,7 +82,7 @@ class GumbelSampler(LogitsProcessor):
         return kept - exponential.log().to(scores.device)
 
 
-class RowLimits(StoppingCriteria):
+class RowLimits(StoppingCriteria):  # type: ignore[misc]
     """Ends each row at its own longest length, or where one of its stop texts has appeared.
 
     :param prompt: length of the padded prompts.

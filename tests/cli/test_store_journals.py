@@ -105,7 +105,7 @@ def test_a_damaged_journal_is_shown_and_named(
     file.write_bytes(content.replace(request(7).canonical(), request(8).canonical()))
     assert main(["store", "verify", str(folder)]) == 2
     printed = capsys.readouterr()
-    assert f"{file}: the answer {request(7).key()} is damaged (its checksum differs)" in printed.out
+    assert f"{file}: the answer {request(7).key()}/0 is damaged (its checksum differs)" in printed.out
     assert "1 journal is not sound" in printed.err
     assert "an answer is damaged" in fail("store", "export", file, folder / "answers.jsonl")
     file.write_bytes(b"no database" * 1000)
@@ -138,7 +138,7 @@ def test_export(said: Said, fail: Fail, folder: Path, tmp_path: Path, capsys: py
     file = folder / "store" / "journal.sqlite"
     assert said("export", file, tmp_path / "answers.jsonl").endswith(f"30 answers: {tmp_path / 'answers.jsonl'}\n")
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 30
-    example = Example({"text": "x"}, id="1", answers=(request(7).key(), "0" * 64))
+    example = Example({"text": "x"}, id="1", answers=(f"{request(7).key()}/0", "0" * 64 + "/0"))
     seal(folder / "arms" / "distill" / "seed-0" / "fit" / "rounds" / "0.jsonl", [example])
     out = tmp_path / "examples.jsonl"
     assert main(["store", "export", str(folder), str(out), "--format", "jsonl"]) == 0

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdcore.files import read_json
+from kdcore.testing.language_server import LanguageServer
 
 METHODS = Path(__file__).parents[1] / "methods"
 SOFT_LABELS, TINY_BERT, TIED_LM = (METHODS / name for name in ("soft_labels.py", "tiny_bert.py", "tied_lm.py"))
@@ -79,6 +80,24 @@ def test_two_processes_train_as_one_does(execute: Callable[..., Path], tmp_path,
     for arm in ("distill", "control"):
         one, two = (read_json(folder / "arms" / arm / "seed-0" / "evaluation.json") for folder in (alone, both))
         assert one["rows"][0]["metrics"] == two["rows"][0]["metrics"]
+
+
+def test_two_processes_pay_a_text_teacher_once(execute: Callable[..., Path], tmp_path):
+    chosen = ("steps=4", "dropout=0.0", "evaluate_every=unset", "keep=last", "batch_size=8")
+    plugins = (SOFT_LABELS, METHODS / "rewritten.py")
+    with LanguageServer(delay=0.01) as server:
+        chosen = (*chosen, f'rewritten.model.endpoint="{server.address}"')
+        alone = execute(*chosen, plugins=plugins, log_every=1, out="alone")
+        server.answered.clear()
+        both = tmp_path / "both"
+        options = ["--no-compare", "--device", "cpu", "--out", both, "--set", "run.log_every=1"]
+        named = [word for plugin in plugins for word in ("--plugin", plugin)]
+        done = launch(TORCHRUN, *named, *options, *settings(*chosen))
+        assert done.returncode == 0, done.stderr
+        assert set(server.answered.values()) == {1}
+    pools = [[path.read_bytes() for path in sorted(stage(run).glob("rounds/*.jsonl"))] for run in (alone, both)]
+    assert pools[0] == pools[1]
+    assert_equal_runs(alone, both)
 
 
 @pytest.mark.parametrize("chosen", [(), ("passes=2", "accumulate=2", "keep=best")])

@@ -146,17 +146,16 @@ def controls(text: str) -> set[str]:
 
 def test_the_page_shows_counts_cost_quality_and_samples(drawn):
     words = re.sub(r"\s+", " ", page(drawn).words)
-    assert (
-        "distill, seed 0, stage distil: 27 accepted examples in 3 rounds; left out: 6 near duplicate, 3 leak." in words
-    )
+    counts = "27 accepted examples in 3 rounds; left out: 6 near duplicate, 3 leak."
+    assert f"distill, seed 0, stage distil: {counts}" in words
     for part in (
         "gemma3-270m",
         "118",
         "40,000",
-        "0.38",
+        "0.375",
         "5 too long, 3 no JSON",
         "Sure! Answer 4",
-        "Write a sentence.",
+        "Write a sentence",
     ):
         assert part in words
     assert f"text: {SENTENCES[0]}" in words
@@ -290,7 +289,7 @@ def test_hostile_text_is_inert_in_the_card(attacked):
         ("x\u2028y\u00a0z", "x\ny z"),
         ("שלום क्‍ष", "שלום क्‍ष"),
         ("\ud83d", "\N{REPLACEMENT CHARACTER}"),
-        ("abcdefghij", "abcdefghi…"),
+        ("abcdefghijk", "abcdefghi…"),
     ],
 )
 def test_what_is_left_of_a_text(text, shown):

@@ -197,10 +197,10 @@ def test_a_changed_row_is_found_and_never_used(path: Path, question: Question, c
     key = question("1").key()
     change(path, f"UPDATE answers SET {column} = ? WHERE key = ?", value, key)
     [problem] = problems_of(path)
-    assert problem.startswith(f"{path}: the answer {key} is damaged (its checksum differs)")
+    assert problem.startswith(f"{path}: the answer {key}/0 is damaged (its checksum differs)")
     assert "DELETE FROM answers WHERE rowid = 2" in problem
     with Journal.open(path) as journal:
-        with pytest.raises(InputError, match=f"^{path}: the answer {key} is damaged"):
+        with pytest.raises(InputError, match=f"^{path}: the answer {key}/0 is damaged"):
             fill(journal, question, 3)
         with pytest.raises(InputError, match="is damaged"):
             journal.reject(key, 0, "bad")

@@ -114,12 +114,13 @@ def run(tmp_path: Path, question: Question) -> Path:
         group="story-4",
         teacher="oracle",
         parents=("seed-2",),
-        answers=(answer_name(key), answer_name(key, 1)),
+        answers=(answer_name(key, 0), answer_name(key, 1)),
         origin="pgkd",
     )
     mined = Example({"text": "A day.", "label": 1}, id="s-2", origin="bm25")
-    lost = Example({"text": "Lost", "label": 0, "scores": []}, id="s-3", answers=("0" * 64,))
+    lost = Example({"text": "Lost", "label": 0, "scores": []}, id="s-3", answers=("0" * 64 + "/0",))
     rounds = {
+        "arms/distill/seed-0/fit/rounds/0.jsonl": [made],
         "arms/distill/seed-0/fit/rounds/10.jsonl": [lost],
         "arms/distill/seed-0/fit/rounds/2.jsonl": [],
         "arms/control/seed-1/fit/rounds/0.jsonl": [mined],
@@ -128,9 +129,6 @@ def run(tmp_path: Path, question: Question) -> Path:
     }
     for place, examples in rounds.items():
         seal(folder / place, examples)
-    line = json.dumps({"id": "s-1", "data": made.data, "group": made.group, "teacher": made.teacher})
-    line = line[:-1] + f', "parents": ["seed-2"], "answers": {json.dumps(made.answers)}, "origin": "pgkd"}}\n'
-    (folder / "arms/distill/seed-0/fit/rounds/0.jsonl").write_text(line)
     return folder
 
 
@@ -169,11 +167,11 @@ def test_examples_with_their_answers_as_json_lines(run: Path, tmp_path: Path, qu
         "stage": "fit",
         "round": 0,
         "answers": [
-            {"answer": key, "model": "oracle", "prompt": prompt, "text": "merry"},
+            {"answer": f"{key}/0", "model": "oracle", "prompt": prompt, "text": "merry"},
             {"answer": f"{key}/1", "model": "oracle", "prompt": prompt, "text": "sad \ud800"},
         ],
     }
-    assert rows[2]["answers"] == [{"answer": "0" * 64, "model": None, "prompt": None, "text": None}]
+    assert rows[2]["answers"] == [{"answer": "0" * 64 + "/0", "model": None, "prompt": None, "text": None}]
     assert (rows[3]["arm"], rows[3]["seed"]) == ("shared", None)
 
 

@@ -50,3 +50,10 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_text('{"id": "a", "data": {}}\n{"id": \n')
     with pytest.raises(InputError, match=r"0\.jsonl:2: no sealed example"):
         read_sealed(path)
+
+
+def test_any_text_of_a_teacher_is_sealed(tmp_path):
+    texts = ["é", "lone \ud800", "\udc00\0", "\U0001f600"]
+    seal(tmp_path / "0.jsonl", [Example({"text": text}, id=str(n)) for n, text in enumerate(texts)])
+    assert [example["text"] for example in read_sealed(tmp_path / "0.jsonl")] == texts
+    assert '"é"' in (tmp_path / "0.jsonl").read_text("utf-8")

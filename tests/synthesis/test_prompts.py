@@ -100,7 +100,10 @@ def test_a_plugin_without_the_option_keeps_its_own(method):
         ("One\n\n{{ text|safe }}", ":3: No filter named 'safe'"),
         ("One\n{% filter upper %}x{% endfilter %}", ":2: .*filter.* is not for prompts: write a macro"),
         ("One\n{{ number }}", ":2: 'number' is undefined; the slots are: n, labels"),
-        ("{% macro m() %}\n{{ labels[7] }}\n{% endmacro %}\n\n{{ m() }}", ":2: .*undefined; the slots"),
+        (
+            "{% macro m() %}\n{{ labels[7] }}\n{% endmacro %}\n\n{{ m() }}",
+            ":2: .*no element 7; the slots are: n, labels",
+        ),
         ("One\n{{ n / 0 }}", ":2: ZeroDivisionError"),
         ("One\n{{ labels }}\n{{ '<s>'|bare }}", ":3: '<s>' cannot be written by"),
         ("{% include 'none.jinja' %}", ":1: no template 'none.jinja'; there are: generate"),

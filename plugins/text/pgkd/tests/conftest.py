@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,23 +19,9 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from kdcore.config import configure
 from kdcore.engine.experiment import execute
 from kdcore.plugins import load
+from kdcore.testing.language_server import WORDS, LanguageServer
 
 LABELS = ("cancel_transfer", "card_arrival", "top_up_failed")
-
-
-def _server_module() -> Any:
-    """kdcore's own server for tests, in the repository's folder ``tests``."""
-    path = Path(__file__).parents[4] / "tests" / "teachers" / "llm_server.py"
-    spec = importlib.util.spec_from_file_location("llm_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["llm_server"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-llm_server = _server_module()
 
 
 def asked_for(prompt: str) -> tuple[int, list[str]]:
@@ -59,7 +43,7 @@ def write(body: Mapping[str, Any], key: str) -> str:
     examples = []
     for number in range(count):
         label = classes[number % len(classes)]
-        examples.append({"text": " ".join([*label.split("_"), *chance.choices(llm_server.WORDS, k=7)]), "label": label})
+        examples.append({"text": " ".join([*label.split("_"), *chance.choices(WORDS, k=7)]), "label": label})
     return json.dumps({"examples": examples})
 
 
@@ -71,7 +55,7 @@ def serve() -> Serve:
     """``with serve(answer) as server``: a teacher on loopback that answers so; by default as `write` does."""
 
     def begin(answer: Callable[[Mapping[str, Any], str], str] = write) -> Any:
-        return llm_server.LanguageServer(answer=answer)
+        return LanguageServer(answer=answer)
 
     return begin
 

@@ -6,8 +6,8 @@ In a test::
         ... server.address ...                    # http://127.0.0.1:PORT/v1
         assert set(server.answered) == ...        # requests answered, by their key
 
-As a process of its own ``python tests/teachers/llm_server.py --port 0 --faults 0.3 --seed 1`` prints its address and
-serves until its standard input closes; ``GET /counts`` returns ``{"received": {KEY: NUMBER}, "answered": {...}}``.
+As a process of its own ``python -m kdcore.testing.language_server --port 0 --faults 0.3 --seed 1`` prints its address
+and serves until its standard input closes; ``GET /counts`` returns ``{"received": {KEY: NUMBER}, "answered": {...}}``.
 
 The key of a request is the hash of its body. Its answer is a function of that key. Whether attempt n of a request
 fails, and how, is a function of the seed, the key and n: neither order nor concurrency matters.
@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 FAULTS = ("429", "429-after", "500", "hang", "close", "malformed", "empty")
-WORDS = "amber bridge cloud delta ember forest garden harbour island jungle kettle lantern meadow north ocean".split()
+WORDS = ("amber", "bridge", "cloud", "delta", "ember", "forest", "garden", "harbour", "island", "jungle", "kettle")
 
 Answer = Callable[[Mapping[str, Any], str], str]
 
@@ -153,12 +153,18 @@ class LanguageServer:
                         await self._send(writer, 200, json.dumps(counts).encode())
                     elif path != "/v1/chat/completions":
                         await self._send(writer, 404, b'{"detail": "Not Found"}')
-                    elif not await self._complete(writer, json.loads(content), headers):
+                    elif not await self._complete(reader, writer, json.loads(content), headers):
                         return
             finally:
                 writer.close()
 
-    async def _complete(self, writer: asyncio.StreamWriter, body: dict[str, Any], headers: Mapping[str, str]) -> bool:
+    async def _complete(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        body: dict[str, Any],
+        headers: Mapping[str, str],
+    ) -> bool:
         """Answer one request; whether the connection stays open."""
         key = key_of(body)
         self.received[key] += 1
@@ -174,14 +180,14 @@ class LanguageServer:
                 return True
             chance = random.Random(f"{self._seed} {key} {self.received[key]}")
             if chance.random() < self._faults:
-                return await self._fail(writer, chance.choice(self._kinds))
+                return await self._fail(reader, writer, chance.choice(self._kinds))
             await self._send(writer, 200, json.dumps(self._completion(body, key)).encode())
             self.answered[key] += 1
             return True
         finally:
             self._open -= 1
 
-    async def _fail(self, writer: asyncio.StreamWriter, kind: str) -> bool:
+    async def _fail(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: str) -> bool:
         error = json.dumps({"error": {"message": "injected", "type": "injected"}}).encode()
         match kind:
             case "429":
@@ -191,7 +197,9 @@ class LanguageServer:
             case "500":
                 await self._send(writer, 500, error)
             case "hang":
-                await asyncio.sleep(self._hang)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._hang):
+                        await reader.read()  # until the client hangs up
                 return False
             case "close":
                 writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"choi')

@@ -1,0 +1,145 @@
+"""A teacher for GoEmotions that reads only its prompt, behind an OpenAI-compatible server on loopback.
+
+It stands in for a language model that knows emotions well. It labels an utterance by a classifier that was trained on
+the labelled texts of GoEmotions. It writes no utterance: asked for one of an emotion, it gives a text of a pool of real
+comments, disjoint from what the classifier was trained on, that the classifier takes for that emotion and that does not
+name it; nobody's labels of the pool are read. Characters are the capitalised names of the story. It knows no contexts,
+so only original utterances can be asked of it. What it answers is a function of the prompt alone.
+
+So it tests whether synthetic pre-training with soft labels helps where labels and utterances are good; not how well a
+language model follows prompts, writes, or labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from kd_plugin_emo_pillars.taxonomy import GOEMOTIONS, read_taxonomy
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+NAME = re.compile(r"\b(?:[Tt]he|[Aa]n?|[Oo]ld|[Yy]oung) ([A-Z][a-z]+(?: [A-Z][a-z]+)?)")
+SLOT = r"^{}: (.*)$"
+
+CANDIDATES = 150
+"""An utterance is drawn from so many texts of the pool, the most probable ones of the emotion."""
+
+FAINTEST = 0.1
+"""The lowest probability that is told as an intensity."""
+
+
+class ClassifierTeacher:
+    """The teacher, served while the ``with`` statement lasts.
+
+    :param classifier: folder of a saved student of emo-pillars.
+    :param pool: texts without labels.
+    :param port: of the server; one that stays lets a run be resumed.
+    """
+
+    def __init__(self, classifier: Path, pool: Sequence[str], port: int) -> None:
+        self._model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(classifier)
+        self._lock = threading.Lock()
+        self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+        self._pool, self._port = pool, port
+        taxonomy = read_taxonomy(GOEMOTIONS)
+        probable = torch.cat([self._probabilities(pool[i : i + 64]) for i in range(0, len(pool), 64)])
+        self._ranked = {
+            label: [pool[index] for index in column.argsort(descending=True) if not taxonomy.named(label, pool[index])]
+            for label, column in zip(self.labels, probable.T)
+        }
+
+    def _probabilities(self, texts: Sequence[str]) -> torch.Tensor:
+        inputs = self._tokenizer(list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt")
+        with self._lock, torch.no_grad():
+            scores: torch.Tensor = self._model(**inputs).logits.sigmoid()
+        return scores
+
+    def answer(self, messages: Sequence[dict[str, str]]) -> dict[str, Any]:
+        """What it says to a prompt of emo-pillars."""
+        prompt = messages[0]["content"]
+        if prompt.startswith("Which emotions"):
+            return self._label(_slot(prompt, "Utterance"))
+        if prompt.startswith("Read the story and name"):
+            names = list(dict.fromkeys(NAME.findall(_slot(prompt, "Story"))))
+            return {"characters": [{"name": name, "description": "somebody in the story"} for name in names[:2]]}
+        if prompt.startswith("Read the story and put"):
+            chance = random.Random(hashlib.sha256(json.dumps(messages).encode()).digest())
+            return self._utterances(_slot(prompt, "Emotions"), chance)
+        raise ValueError("it knows neither contexts nor rewriting: ask with variants = ['original']")
+
+    def _label(self, utterance: str) -> dict[str, Any]:
+        probable = dict(zip(self.labels, self._probabilities([utterance])[0].tolist()))
+        told = {label: round(value, 2) for label, value in probable.items() if value >= FAINTEST}
+        surest = max(probable, key=lambda label: probable[label])
+        return told or {surest: max(0.01, round(probable[surest], 2))}
+
+    def _utterances(self, emotions: Sequence[str], chance: random.Random) -> dict[str, Any]:
+        """A text for each emotion, none with the opening of another."""
+        said: dict[str, str] = {}
+        openings: set[tuple[str, ...]] = set()
+        for emotion in emotions:
+            candidates = chance.sample(self._ranked[emotion][:CANDIDATES], min(CANDIDATES, len(self._ranked[emotion])))
+            text = next((each for each in candidates if _opening(each) not in openings), candidates[0])
+            openings.add(_opening(text))
+            said[emotion] = text
+        return said
+
+    # The server
+
+    @property
+    def address(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> Self:
+        teacher = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                said = json.dumps(teacher.answer(body["messages"]))
+                message = {"role": "assistant", "content": said}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                counts = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(said) // 4}
+                usage = {**counts, "total_tokens": sum(counts.values())}
+                reply = {"id": "0", "object": "chat.completion", "created": 0, "model": body["model"], "usage": usage}
+                content = json.dumps({**reply, "choices": [choice]}).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _slot(prompt: str, name: str) -> Any:
+    """The value of the last slot of this name: what stands before is the prompt's own example."""
+    return json.loads(re.findall(SLOT.format(name), prompt, flags=re.MULTILINE)[-1])
+
+
+def _opening(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+(?:['’]\w+)*", text.casefold())[:2])

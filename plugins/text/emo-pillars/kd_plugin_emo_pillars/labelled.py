@@ -1,0 +1,125 @@
+"""Labelled texts as their users have them, brought into the taxonomy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from kd_plugin_emo_pillars.taxonomy import Taxonomy
+from kdcore.data.labels import read_labels, split_off
+from kdcore.data.tables import Row, read_splits
+from kdcore.errors import InputError
+from kdcore.recipe import Example
+
+__all__ = ["Columns", "read_labelled"]
+
+OPTIONAL = ("context", "group", "labels")
+
+
+@frozen
+class Columns:
+    """Which column of a table holds what; an empty name: the table has no such column.
+
+    :param label_names: file of the names that indices in ``labels`` count, one a line; empty: the taxonomy's labels.
+    """
+
+    text: str = "text"
+    labels: str = "labels"
+    context: str = ""
+    group: str = ""
+    separator: str = ","
+    label_names: str = ""
+
+    def mapping(self) -> dict[str, str]:
+        """Field of a row to its column."""
+        named = {"text": self.text, "labels": self.labels, "context": self.context, "group": self.group}
+        return {field: column for field, column in named.items() if column}
+
+
+def read_labelled(
+    folder: Path, columns: Columns, taxonomy: Taxonomy, *, needs: Sequence[str], validation_share: float, seed: int
+) -> dict[str, list[Example]]:
+    """The splits of a folder of tables; each example has ``text``, ``context`` and ``labels``, label to 1.0.
+
+    A label is a name of the taxonomy, a word that it maps, or an index. A label cell holds several names or indices
+    with the separator between them, a list of them, or a mapping of names to intensities in 0..1. A row without labels
+    has none of the emotions.
+
+    :param needs: the splits that must be there. Where validation is not, it is held out of train, whole groups at a
+        time where the rows have groups.
+    :raises InputError: a table or label cannot be used; the message names file and line.
+    """
+    tables = read_splits(folder, columns.mapping(), needs=needs, may_be_empty=OPTIONAL)
+    _refuse_absent(folder, columns, tables)
+    if "validation" not in tables:
+        if "train" not in tables:
+            raise InputError(f"{folder}: no validation split, on which the threshold is tuned: add validation.jsonl")
+        tables["train"], tables["validation"] = _held_out(tables["train"], validation_share, seed)
+    names = read_labels(Path(columns.label_names).expanduser()) if columns.label_names else taxonomy.labels
+    return {
+        split: [_example(row, f"{split}-{number}", taxonomy, names, columns) for number, row in enumerate(rows)]
+        for split, rows in tables.items()
+    }
+
+
+def _refuse_absent(folder: Path, columns: Columns, tables: Mapping[str, Sequence[Row]]) -> None:
+    """Rows may lack what is optional, but a column that none of them has is named wrongly."""
+    for field, column in columns.mapping().items():
+        if not any(row[field] not in ("", []) for rows in tables.values() for row in rows):
+            raise InputError(f"{folder}: no row has a value of {field!r} in the column {column!r}: name another column")
+
+
+def _held_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    groups = sorted({str(row["group"]) for row in rows if row.get("group")})
+    if not groups:
+        return split_off(rows, share, seed, label=None)
+    _, held = split_off([{"group": group} for group in groups], share, seed, label=None)
+    chosen = {each["group"] for each in held}
+    stay = [row for row in rows if str(row.get("group")) not in chosen]
+    return stay, [row for row in rows if str(row.get("group")) in chosen]
+
+
+def _example(row: Row, name: str, taxonomy: Taxonomy, names: Sequence[str], columns: Columns) -> Example:
+    labels: dict[str, float] = {}
+    for given, weight in _given(row, columns.separator):
+        label = _label(given, row, taxonomy, names, columns)
+        labels[label] = max(labels.get(label, 0.0), weight)
+    data = {"text": _text(row, "text"), "context": _text(row, "context"), "labels": labels}
+    return Example(data, id=name, group=_text(row, "group"), origin="given")
+
+
+def _text(row: Row, field: str) -> str:
+    return str(row.get(field) or "")
+
+
+def _given(row: Row, separator: str) -> list[tuple[Any, float]]:
+    """The labels of a row as they stand there, with their weights."""
+    value: Any = row["labels"]
+    if isinstance(value, Mapping):
+        weighted = [(name, weight) for name, weight in value.items() if weight is not None]
+        for name, weight in weighted:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+                raise InputError(f"{row.place}: the intensity {weight!r} of {name!r} is no number from 0 to 1")
+        return [(name, float(weight)) for name, weight in weighted if weight > 0]
+    if isinstance(value, str):
+        value = [part for part in value.split(separator) if part.strip()]
+    return [(each, 1.0) for each in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _label(given: Any, row: Row, taxonomy: Taxonomy, names: Sequence[str], columns: Columns) -> str:
+    name = given.strip() if isinstance(given, str) else given
+    if isinstance(name, str) and name.isdecimal():
+        name = int(name)
+    if isinstance(name, int) and not isinstance(name, bool):
+        if not 0 <= name < len(names):
+            raise InputError(f"{row.place}: the label {name} is none of 0 to {len(names) - 1}: mend it, or label_names")
+        name = names[name]
+    label = taxonomy.label(str(name)) or taxonomy.mapped(str(name))
+    if label is None:
+        source = f" (of {columns.label_names})" if columns.label_names else ""
+        advice = "mend it, or add a line 'word -> label' to a taxonomy file"
+        raise InputError(f"{row.place}: {taxonomy.unknown(str(name))}{source}: {advice}")
+    return label
