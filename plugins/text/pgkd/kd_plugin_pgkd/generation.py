@@ -19,7 +19,7 @@ MOST_NAMED = 100
 SHOWN = 2
 """Texts that the student gets right, and others that it gets wrong, in one prompt."""
 
-CONFUSIONS = 4
+CONFUSIONS = 3
 """Confusions of the asked classes in one prompt."""
 
 
