@@ -139,7 +139,11 @@ class PGKD:
             data=self.splits,
             headline="accuracy",
             identity=("text",),
-            arms=[Arm(name, changed, because=OTHER_TEXTS) for name, changed in arms.items() if {**guided, **changed} != guided],
+            arms=[
+                Arm(name, changed, because=OTHER_TEXTS)
+                for name, changed in arms.items()
+                if {**guided, **changed} != guided
+            ],
         )
 
     def _stage(
