@@ -36,7 +36,7 @@ STUDENT = {
     "layers": 3,
     "batch_size": 16,
     "examples": 1500,
-    "synthetic_steps": 600,
+    "synthetic_epochs": 6,
     "variants": ["original"],
     "emotions": 4,
     "ablations": "true",

@@ -36,9 +36,20 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: readable, but for texts with lone surrogates, which only pass escaped.
+
+    :raises TypeError: JSON cannot hold the value.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        return json.dumps(value, indent=indent)
+    return text
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:

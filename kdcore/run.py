@@ -168,17 +168,20 @@ class Run:
         options = {"schema": schema, "attachments": attachments, "sample": sample, "parameters": parameters}
         return self.teachers.ask(teacher, prompt, check=check, **options)
 
-    def map(self, fn: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, fn: Callable[[T], R], items: Iterable[T], *, ahead: int | None = None) -> Iterator[R]:
         """``fn(item)`` for each item, many at once, in the items' order and lazily: for chains of `ask`.
 
         Items whose ``fn`` raises `RejectedError` are left out. As many run at once as the stage's text teachers
         allow in flight; closing the iterator (as the engine does with a stream once it has enough) begins no more.
         ``fn`` runs in threads: what is random in it is drawn before, in ``items``.
+
+        :param ahead: how many further items may be done before the first of their results is taken; by default as many
+            as run at once. Where ``fn`` asks often, 0 wastes fewer answers at the end of a round, and waits more.
         """
         from kdcore.synthesis.ordered import map_in_order
 
         threads = self.teachers.in_flight if self.teachers is not None else 1
-        return map_in_order(fn, items, threads=threads, ahead=threads)
+        return map_in_order(fn, items, threads=threads, ahead=threads if ahead is None else ahead)
 
     # Predictions
 

@@ -15,6 +15,7 @@ import pytest
 
 from kdcore.cli import COMMANDS, cli
 from kdcore.config import RunOptions
+from kdcore.discovery import installed
 from kdcore.plugins import load
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +54,8 @@ def test_every_command_parses(page):
 
 @pytest.fixture(scope="module")
 def keys() -> set[str]:
-    owner = {field.name for field in attrs.fields(load("margin-mse").cls)}
-    return owner | {f"run.{field.name}" for field in attrs.fields(RunOptions)}
+    owners = {field.name for info in installed() for field in attrs.fields(load(info.name).cls)}
+    return owners | {f"run.{field.name}" for field in attrs.fields(RunOptions)}
 
 
 @by_page

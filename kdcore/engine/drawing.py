@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcore.data.splits import RESERVED, example_to_json
+from kdcore.data.splits import RESERVED
 from kdcore.engine.progress import Bar
 from kdcore.errors import PluginError
 from kdcore.files import read_json, write_json
 from kdcore.recipe import Example
+from kdcore.synthesis.pool import line_of
 
 if TYPE_CHECKING:
     from kdcore.engine.stages import StageJob
@@ -144,7 +146,7 @@ class Drawing:
         else:
             quality = {}
         for example in _spread(self.examples, SAMPLES):
-            stored = example_to_json(example)
+            stored = json.loads(line_of(example))
             accepted.append({"round": self.number, **{key: stored.get(key, "") for key in ("id", "data", "origin")}})
         return {
             "round": {

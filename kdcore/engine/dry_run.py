@@ -10,7 +10,15 @@ from kdcore.config import Configuration
 from kdcore.engine.experiment import check_device, open_data
 from kdcore.engine.identity import prompt_hashes
 from kdcore.engine.new_folder import new_folder
-from kdcore.engine.plan import CONTROL, Plan, make_plan, refuse_idle_patience, refuse_missing_sources
+from kdcore.engine.plan import (
+    CONTROL,
+    Plan,
+    make_plan,
+    plugins_of,
+    recipe_of,
+    refuse_idle_patience,
+    refuse_missing_sources,
+)
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.recipe import Stage, Teacher
@@ -40,7 +48,7 @@ def dry_run(configuration: Configuration) -> None:
 
 def describe(plan: Plan, splits: Mapping[str, Sequence[Any]], configuration: Configuration) -> list[str]:
     """The lines that ``--dry-run`` prints."""
-    runs, silent = len(plan.arms) * len(plan.seeds), sum(arm is CONTROL for arm in plan.arms)
+    runs = len(plan.arms) * len(plan.seeds)
     lines = [
         f"plugins   {', '.join(configuration.plugins)}",
         f"data      {', '.join(f'{name} {len(splits[name]):,}' for name in splits)}",
@@ -61,7 +69,7 @@ def describe(plan: Plan, splits: Mapping[str, Sequence[Any]], configuration: Con
         lines.append(f"stage     {stage.name}: {work}; done {times} time{'s' if times > 1 else ''}")
         for name, teacher in stage.teachers.items():
             lines.append(f"teacher   {name}: {_teacher(teacher)}")
-        lines += _estimate(stage, {"": runs - silent * len(plan.seeds), "arms": len(plan.seeds), "seeds": 1})
+        lines += _estimate(stage, plan, configuration)
     return lines
 
 
@@ -76,20 +84,40 @@ def _teacher(teacher: Teacher) -> str:
     return f"{kind}, {teacher.source or 'no source'}; {kept}"
 
 
-def _estimate(stage: Stage, times: Mapping[str, int]) -> Iterator[str]:
-    """What the stage's synthesis asks of its text teachers and what that costs, as far as the recipe says."""
-    synth = stage.data.synth if stage.data else None
-    models = [t.text for t in stage.teachers.values() if isinstance(t.text, TextModel)]
-    if synth is None or not synth.calls or not models:
-        return
-    if synth.take is None:
-        yield f"asks      {synth.calls:g} requests an example, as many examples as the stream has"
-        return
-    requests = round(times[stage.shared] * synth.rounds * synth.take * synth.calls)
-    prompt, answer = (requests * count for count in synth.tokens)
-    price = max(model.price(prompt, answer) for model in models)
-    cost = f"about {price:,.2f} at its prices" if price else "no prices are set"
-    yield f"asks      about {requests:,} requests, {prompt:,} prompt and {answer:,} answer tokens: {cost}"
+def _estimate(stage: Stage, plan: Plan, configuration: Configuration) -> Iterator[str]:
+    """What the stage's synthesis asks of its text teachers in all arms, as far as the recipe says."""
+    asking = [each for each in _in_arms(stage, plan, configuration) if _writers(each)]
+    if stage.shared:
+        asking = asking[:1]
+    times = 1 if stage.shared == "seeds" else len(plan.seeds)
+    requests, prompt, answer, price = 0, 0, 0, 0.0
+    for each in asking:
+        synth = each.data.synth if each.data else None
+        if synth is None or not synth.calls:
+            continue
+        if synth.take is None:
+            yield f"asks      {synth.calls:g} requests an example, as many examples as the stream has"
+            return
+        here = round(times * synth.rounds * synth.take * synth.calls)
+        tokens = [here * count for count in synth.tokens]
+        requests, prompt, answer = requests + here, prompt + tokens[0], answer + tokens[1]
+        price += max(model.price(*tokens) for model in _writers(each))
+    if requests:
+        cost = f"about {price:,.2f} at its prices" if price else "no prices are set"
+        yield f"asks      about {requests:,} requests, {prompt:,} prompt and {answer:,} answer tokens: {cost}"
+
+
+def _in_arms(stage: Stage, plan: Plan, configuration: Configuration) -> Iterator[Stage]:
+    """The stage as each arm has it, but for the automatic control, which asks nobody."""
+    for arm in plan.arms:
+        if arm is not CONTROL:
+            run = Run(folder=Path(), arm=arm, data_path=configuration.run.data)
+            recipe = recipe_of(plugins_of(configuration, arm), run)
+            yield from (each for each in recipe.stages if each.name == stage.name)
+
+
+def _writers(stage: Stage) -> list[TextModel]:
+    return [teacher.text for teacher in stage.teachers.values() if isinstance(teacher.text, TextModel)]
 
 
 def _targets(stage: Stage) -> str:

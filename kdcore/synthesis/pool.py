@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdcore.data.splits import example_from_json, example_to_json
 from kdcore.errors import InputError, PluginError, TeacherRefusedError, blaming
-from kdcore.files import write_text
+from kdcore.files import to_json, write_text
 from kdcore.recipe import Example, Synth
 
 
@@ -68,15 +68,16 @@ def seal(path: Path, examples: Iterable[Example]) -> None:
 
     :raises PluginError: an example holds what JSON cannot.
     """
-    write_text(path, "".join(_line(example) for example in examples))
+    write_text(path, "".join(line_of(example) for example in examples))
 
 
-def _line(example: Example) -> str:
+def line_of(example: Example) -> str:
+    """The line of a sealed round that holds the example.
+
+    :raises PluginError: the example holds what JSON cannot.
+    """
     try:
-        line = json.dumps(example_to_json(example), ensure_ascii=False)
-        if not line.isascii() and any("\ud800" <= character <= "\udfff" for character in line):
-            line = json.dumps(example_to_json(example))  # lone surrogates, which a teacher may write, only pass escaped
-        return line + "\n"
+        return to_json(example_to_json(example)) + "\n"
     except (TypeError, ValueError) as error:
         raise PluginError(f"data_synth gave an example {example.id!r} that JSON cannot hold: {error}") from error
 

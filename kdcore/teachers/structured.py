@@ -46,7 +46,7 @@ def validated(schema: Mapping[str, Any], text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if problem is not None:
-        raise ValueError(_short(f"{problem.json_path}: {problem.message}"))
+        raise ValueError(_short(f"breaks the schema: {problem.json_path}: {problem.message}"))
     return value
 
 

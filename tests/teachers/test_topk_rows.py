@@ -18,8 +18,9 @@ from kdcore.engine.progress import Progress
 from kdcore.errors import InputError, PluginError
 from kdcore.losses.topk import TopK, top_k
 from kdcore.teachers.header import HEADER
+from kdcore.teachers.outputs import TeacherOutputs
 from kdcore.teachers.sealed import read_sealed, write_sealed
-from kdcore.teachers.stage_teachers import StageTeachers, TeacherOutputs
+from kdcore.teachers.stage_teachers import StageTeachers
 from kdcore.teachers.store import Store
 
 VOCABULARY = 50

@@ -84,7 +84,7 @@ class EmoPillars:
         VARIANTS,
         "examples of an utterance: original; contextual: rewritten with its context; rewritten: without it",
     )
-    examples: int = option(12, "synthetic examples; 0 trains on the labelled texts alone", least=0)
+    examples: int = option(9, "synthetic examples; 0 trains on the labelled texts alone", least=0)
     passage_words: int = option(200, "longest part of a story that is read at once", least=20)
     characters: int = option(2, "characters of a passage that speak", least=1)
     emotions: int = option(2, "emotions that one request for utterances names", least=1)
@@ -113,7 +113,7 @@ class EmoPillars:
     )
     layers: int | None = option(3, "its first layers that are kept; unset keeps all", least=1)
     length: int = option(64, "tokens of context and utterance, of which the context is cut", least=8)
-    synthetic_steps: int = option(20, "optimiser steps on the synthetic examples", least=1)
+    synthetic_epochs: int = option(3, "passes over the synthetic examples", least=1)
     steps: int = option(160, "optimiser steps on the labelled texts; 0: none, there is no train table then", least=0)
     batch_size: int = option(16, "examples a step", least=1)
     learning_rate: float = option(6e-4, "peak learning rate", above=0)
@@ -161,19 +161,17 @@ class EmoPillars:
         synth = Synth(take=self.examples, near=self.near, calls=calls, tokens=TOKENS, label="labels")
         return self._stage(
             "synthetic",
-            self.synthetic_steps,
             data=Data(item=self.item, split=None, length=_words, synth=synth),
             teachers={TEACHER: Teacher(text=self.teacher, subject=self.teacher_texts > 0)},
         )
 
     def _adapt(self) -> Stage:
         needs = ("synthetic",) if self.examples else ()
-        return self._stage("adapt", self.steps, needs=needs, data=Data(item=self.item, length=_words))
+        return self._stage("adapt", needs=needs, data=Data(item=self.item, length=_words))
 
     def _stage(
         self,
         name: str,
-        steps: int,
         *,
         data: Data,
         needs: Sequence[str] = (),
@@ -195,7 +193,8 @@ class EmoPillars:
                     clip_norm=self.clip_norm,
                 )
             },
-            steps=steps,
+            steps=self.steps if name == "adapt" else None,
+            epochs=None if name == "adapt" else self.synthetic_epochs,
             batch_size=self.batch_size,
             evaluate_every=self.evaluate_every,
             patience=self.patience,

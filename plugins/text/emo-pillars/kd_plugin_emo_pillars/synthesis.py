@@ -254,7 +254,7 @@ def synthesise(chain: Chain, items: Iterable[Seed], *, take: int, emotions: int)
     reasons: Counter[str] = Counter()
     last = "all that it made equals or nearly equals other texts"
     try:
-        for outcome in chain.run.map(chain, itertools.islice(items, most)):
+        for outcome in chain.run.map(chain, itertools.islice(items, most), ahead=0):
             for emotion, reason in outcome.refused:
                 counts["refused"][emotion or "all of a request"] += 1
                 reasons[reason.partition(":")[0]] += 1

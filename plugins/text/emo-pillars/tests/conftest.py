@@ -183,7 +183,7 @@ def run(tmp_path: Path, tiny_bert: str) -> Callable[..., Path]:
             "layers=1",
             "length=32",
             "batch_size=4",
-            "synthetic_steps=2",
+            "synthetic_epochs=2",
             "steps=2",
             "examples=6",
             f"teacher.endpoint={address}",

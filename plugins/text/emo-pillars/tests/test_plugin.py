@@ -145,7 +145,7 @@ def test_a_dry_run_asks_nothing(data: Path, capsys: pytest.CaptureFixture[str], 
     dry_run(configure([load("emo-pillars")], None, [f"student={tiny_bert}", "examples=1000"], options))
     printed = capsys.readouterr().out
     assert "arms      distill, control\n" in printed
-    assert "stage     synthetic: 20 steps" in printed
+    assert "stage     synthetic: 3 epochs" in printed
     assert "requests" in printed
 
 

@@ -39,7 +39,7 @@ def test_the_settings_exist_and_have_these_defaults() -> None:
         value = FIELDS[settings[0].partition(".")[0]].default
         if re.fullmatch(r"`?\w+`?", default):
             assert default.strip("`") == (str(value).lower() if isinstance(value, bool) else str(value))
-    assert [str(FIELDS[name].default) for name in ("synthetic_steps", "steps")] == ["20", "160"]
+    assert [FIELDS[name].default for name in ("synthetic_epochs", "steps")] == [3, 160]
     for setting in re.findall(r"--set (\w+)=", README):
         assert setting in FIELDS
 
@@ -93,7 +93,7 @@ def test_the_configuration_is_printed(command: str, capsys: Any) -> None:
     assert command in README
     assert main(command.split()) == 0
     printed = capsys.readouterr().out
-    assert ("Which emotions" if "--prompts" in command else "examples = 12") in printed
+    assert ("Which emotions" if "--prompts" in command else "examples = 9") in printed
 
 
 def test_the_example_row_is_one(run: Callable[..., Path], data: Path) -> None:
