@@ -10,6 +10,7 @@ import pytest
 from kd_plugin_pgkd import PGKD
 
 from kdcore.run import Run
+from kdcore.text_model import TextModel
 
 README = Path(__file__).parents[1] / "README.md"
 FIELDS = attrs.fields_dict(PGKD)
@@ -38,7 +39,8 @@ def test_the_settings_exist_and_have_these_defaults() -> None:
 
 def test_the_arms_are_these(tmp_path: Path) -> None:
     run = Run(folder=tmp_path, data_path=str(tmp_path))
-    declared = {arm.name for arm in PGKD().recipe(run).arms}
+    teacher = TextModel(model="mine", endpoint="http://localhost:8000/v1")
+    declared = {arm.name for arm in PGKD(teacher=teacher).recipe(run).arms}
     assert {cells[0].strip("`") for cells in rows("## How it goes")} == {"control", *declared}
 
 
