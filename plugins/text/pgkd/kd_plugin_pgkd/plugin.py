@@ -85,14 +85,14 @@ class PGKD:
     )
 
     rounds: int = option(2, "rounds of generation and training", least=1)
-    examples_per_round: int = option(12, "accepted texts of a round", least=1)
+    examples_per_round: int = option(9, "accepted texts of a round", least=1)
     examples_per_request: int = option(1, "texts asked for in one prompt", least=1)
     classes_per_request: int = option(
         1, "classes that one prompt is about: a small teacher writes for one, a large one for many", least=1
     )
-    worst_classes: int = option(4, "the texts of a round are about so many classes of the lowest F1", least=1)
-    shots: int = option(4, "training texts of a class that a prompt shows", least=0)
-    hard_negatives: int = option(8, "training texts, wrong with the highest confidence, that prompts show", least=0)
+    worst_classes: int = option(3, "the texts of a round are about so many classes of the lowest F1", least=1)
+    shots: int = option(3, "training texts of a class that a prompt shows", least=0)
+    hard_negatives: int = option(6, "training texts, wrong with the highest confidence, that prompts show", least=0)
     use_report: bool = option(True, "tell the teacher the report on validation, and let it choose the classes")
     use_hard_negatives: bool = option(True, "show the teacher the hard negatives")
     near: float | None = option(
@@ -108,7 +108,7 @@ class PGKD:
     )
     patience: int | None = option(2, "stop after so many rounds without a better one; unset does all", least=1)
 
-    teacher_texts: int = option(10, "test texts that the teacher classifies itself; 0: none", least=0)
+    teacher_texts: int = option(6, "test texts that the teacher classifies itself; 0: none", least=0)
     hour_price: float = option(
         0.0, "price of an hour of this machine, for what 1,000 texts cost", least=0, operational=True
     )

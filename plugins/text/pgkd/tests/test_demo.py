@@ -42,7 +42,7 @@ def test_the_real_teacher_writes_new_texts(tmp_path: Path) -> None:
     train = read_data(DEMO_FOLDER, text_column="text", label_column="label", labels="", validation_share=0.2)["train"]
     seeds = by_label(train)
     generator = Generator(
-        labels=sorted(seeds), seeds=seeds, feedback=Feedback(), classes_per_request=1, worst_classes=6, shots=5
+        labels=sorted(seeds), seeds=seeds, feedback=Feedback(), classes_per_request=1, worst_classes=3, shots=3
     )
     requests = generator.requests(np.random.default_rng(0))
     texts = TextTeachers(tmp_path, "test", Budget())

@@ -41,9 +41,18 @@ def requests(made: Generator, count: int, seed: int = 0) -> list[Any]:
     return list(islice(made.requests(np.random.default_rng(seed)), count))
 
 
-def test_with_a_report_the_worst_classes_take_turns() -> None:
-    assert [each.classes for each in requests(generator(), 5)] == [("c",), ("b",), ("c",), ("b",), ("c",)]
-    assert [each.classes for each in requests(generator(classes_per_request=2), 2)] == [("c", "b")] * 2
+def test_with_a_report_the_worst_classes_take_turns_the_worst_most_often() -> None:
+    f1 = FIGURES["classes"]["b"]["f1"]
+    asked = [each.classes[0] for each in requests(generator(), 300)]
+    assert asked[:2] == ["c", "b"]
+    assert asked.count("c") / asked.count("b") == pytest.approx(1.1 / (1.1 - f1), rel=0.02)
+    assert set(asked) == {"b", "c"}
+    assert {frozenset(each.classes) for each in requests(generator(classes_per_request=2), 9)} == {frozenset("bc")}
+
+
+def test_a_perfect_class_has_turns_too() -> None:
+    asked = [each.classes[0] for each in requests(generator(worst_classes=4), 300)]
+    assert 0 < asked.count("d") < asked.count("b") < asked.count("c")
 
 
 def test_without_one_all_classes_do_equally_often() -> None:
@@ -54,7 +63,7 @@ def test_without_one_all_classes_do_equally_often() -> None:
 
 def test_more_classes_than_there_are() -> None:
     assert all(
-        1 <= len(set(each.classes)) == len(each.classes) <= 4
+        len(set(each.classes)) == len(each.classes) == 4
         for each in requests(generator(False, classes_per_request=9), 9)
     )
 
