@@ -16,16 +16,15 @@ import hashlib
 import json
 import random
 import re
-import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from kd_plugin_emo_pillars.taxonomy import GOEMOTIONS, read_taxonomy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from kdcore.testing.language_server import LanguageServer
 
 NAME = re.compile(r"\b(?:[Tt]he|[Aa]n?|[Oo]ld|[Yy]oung) ([A-Z][a-z]+(?: [A-Z][a-z]+)?)")
 SLOT = r"^{}: (.*)$"
@@ -37,7 +36,7 @@ FAINTEST = 0.1
 """The lowest probability that is told as an intensity."""
 
 
-class ClassifierTeacher:
+class ClassifierTeacher(LanguageServer):
     """The teacher, served while the ``with`` statement lasts.
 
     :param classifier: folder of a saved student of emo-pillars.
@@ -46,11 +45,10 @@ class ClassifierTeacher:
     """
 
     def __init__(self, classifier: Path, pool: Sequence[str], port: int) -> None:
+        super().__init__(port=port, answer=lambda body, key: json.dumps(self.answer(body["messages"])))
         self._model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(classifier)
-        self._lock = threading.Lock()
         self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
-        self._pool, self._port = pool, port
         taxonomy = read_taxonomy(GOEMOTIONS)
         probable = torch.cat([self._probabilities(pool[i : i + 64]) for i in range(0, len(pool), 64)])
         self._ranked = {
@@ -60,7 +58,7 @@ class ClassifierTeacher:
 
     def _probabilities(self, texts: Sequence[str]) -> torch.Tensor:
         inputs = self._tokenizer(list(texts), padding=True, truncation=True, max_length=64, return_tensors="pt")
-        with self._lock, torch.no_grad():
+        with torch.no_grad():
             scores: torch.Tensor = self._model(**inputs).logits.sigmoid()
         return scores
 
@@ -93,47 +91,6 @@ class ClassifierTeacher:
             openings.add(_opening(text))
             said[emotion] = text
         return said
-
-    # The server
-
-    @property
-    def address(self) -> str:
-        """Its base URL."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> Self:
-        teacher = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                said = json.dumps(teacher.answer(body["messages"]))
-                message = {"role": "assistant", "content": said}
-                choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                counts = {"prompt_tokens": len(json.dumps(body["messages"])) // 4, "completion_tokens": len(said) // 4}
-                usage = {**counts, "total_tokens": sum(counts.values())}
-                reply = {"id": "0", "object": "chat.completion", "created": 0, "model": body["model"], "usage": usage}
-                content = json.dumps({**reply, "choices": [choice]}).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def _slot(prompt: str, name: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import attrs
 import classifier_teacher
 import ranking_tables
 import recording
+import runs
 
 from kdcore.reports.comparison import compare_samples
 
@@ -43,6 +43,7 @@ STUDENT = {
     "teacher_texts": 300,
     "near": 0.9,
     "teacher.model": "classifier",
+    "teacher.max_tokens": 1024,
     "teacher.identity": "trained on GoEmotions without the pool",
 }
 PACKAGES = ("kdcore", "kd-plugin-emo-pillars", "torch", "transformers", "scikit-learn")
@@ -70,29 +71,6 @@ def write(folder: Path, stories: Path, **splits: Rows) -> Path:
     return folder
 
 
-def run(settings: Mapping[str, Any], data: Path, folder: Path, *flags: str) -> None:
-    """Make, resume or reuse the run in ``folder``.
-
-    :raises SystemExit: the folder was made with other settings, or kdcore fails.
-    """
-    values = [f"{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in settings.items()]
-    command = ["--plugin", "emo-pillars", "--data", str(data.absolute()), *flags]
-    command += [part for value in values for part in ("--set", value)]
-    note = folder.with_suffix(".json")
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != command:
-        sys.exit(f"{folder}: was made with other settings; name another --out, or remove it and {note.name}")
-    note.write_text(json.dumps(command) + "\n", encoding="utf-8")
-    if (folder / "result.json").exists():
-        print(f"{folder.name}: finished before, reused", flush=True)
-        return
-    resumed = (folder / "config.toml").exists()
-    arguments = ["--resume", str(folder)] if resumed else [*command, "--out", str(folder)]
-    print(f"{folder.name}: {'resumed' if resumed else 'started'}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "kdcore", "run", *arguments], check=False).returncode
-    if code:
-        sys.exit(f"{folder.name}: kdcore ended with exit code {code}; the same command goes on from there")
-
-
 def means(folder: Path) -> dict[str, dict[str, float]]:
     """The figures on test of each arm, averaged over seeds, and of the teacher asked for labels itself."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -106,10 +84,7 @@ def means(folder: Path) -> dict[str, dict[str, float]]:
 
 def differences(folder: Path, seeds: int) -> list[dict[str, Any]]:
     """The method against the control and against rounded labels, by example and seed."""
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for arm in ARMS:
-        paths = [folder / "arms" / arm / f"seed-{seed}" / "evaluation.json" for seed in range(seeds)]
-        samples[arm] = [json.loads(path.read_text(encoding="utf-8"))["rows"][0]["metrics"] for path in paths]
+    samples = {arm: runs.tested(folder, arm, seeds) for arm in ARMS}
     found = []
     for against in ("control", "hard-labels"):
         for metric in METRICS:
@@ -169,7 +144,9 @@ def main() -> int:
     splits = {"validation": validation, "test": test}
 
     everything = write(options.out / "data-teacher", demo_stories(), train=labelled, **splits)
-    run(TEACHER, everything, options.out / "teacher", "--no-compare")
+    plugin = ["--plugin", "emo-pillars", "--data"]
+    command = [*plugin, str(everything.absolute()), "--no-compare", *runs.settings_arguments(TEACHER)]
+    runs.run(command, options.out / "teacher")
     classifier = means(options.out / "teacher")["distill"]
     further = dict(setting.split("=", 1) for setting in options.set)
     found: dict[int, dict[str, Any]] = {}
@@ -178,9 +155,9 @@ def main() -> int:
         for count in options.labels:
             data = write(options.out / f"data-{count}", demo_stories(), train=labelled[:count], **splits)
             settings = {**STUDENT, "steps": STEPS[count], "teacher.endpoint": teacher.address, **further}
-            shared = ("--store", str((options.out / "store").absolute()))
-            run(settings, data, options.out / f"labels-{count}", "--compare", "--seeds", str(options.seeds), *shared)
+            shared = ["--compare", "--seeds", str(options.seeds), "--store", str((options.out / "store").absolute())]
             folder = options.out / f"labels-{count}"
+            runs.run([*plugin, str(data.absolute()), *shared, *runs.settings_arguments(settings)], folder)
             found[count] = {"quality": means(folder), "differences": differences(folder, options.seeds)}
 
     config = tomllib.loads((options.out / f"labels-{options.labels[0]}" / "config.toml").read_text(encoding="utf-8"))

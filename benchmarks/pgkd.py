@@ -15,7 +15,6 @@ import csv
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 import recording
 import retrieval_teacher
+import runs
 
 from kdcore.reports.comparison import Difference, compare_samples, compare_values
 
@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "hard_negatives": 64,
         "teacher_texts": 300,
         "teacher.model": "retrieval",
+        "teacher.max_tokens": 1024,
         "teacher.identity": "pool of Banking77",
     },
     "llm": {
@@ -125,34 +126,6 @@ def teacher(kind: str, train: Rows, pool: Sequence[int], port: int) -> Iterator[
     with retrieval_teacher.RetrievalTeacher(encode, texts, labels, pool, port) as served:
         print(f"retrieval teacher: {len(pool)} texts, {served.agreement:.1%} of its labels agree with people's")
         yield {"teacher.endpoint": served.address, "agreement": served.agreement}
-
-
-def run(command: Sequence[str], folder: Path) -> None:
-    """Make, resume or reuse the run in ``folder``.
-
-    :raises SystemExit: the folder was made by another command, or kdcore fails.
-    """
-    note = folder.with_suffix(".json")
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != list(command):
-        sys.exit(f"{folder}: was made with other settings; name another --out, or remove it and {note.name}")
-    note.write_text(json.dumps(list(command)) + "\n", encoding="utf-8")
-    if (folder / "result.json").exists():
-        print(f"{folder.name}: finished before, reused", flush=True)
-        return
-    resumed = (folder / "config.toml").exists()
-    arguments = ["--resume", str(folder)] if resumed else [*command, "--out", str(folder)]
-    code = subprocess.run([sys.executable, "-m", "kdcore", "run", *arguments], check=False).returncode
-    if code:
-        sys.exit(f"{folder.name}: kdcore ended with exit code {code}; the same command goes on from there")
-
-
-def tested(folder: Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
-    """The metrics on test of each arm, one mapping a seed."""
-    found = {}
-    for arm in ARMS:
-        paths = [folder / "arms" / arm / f"seed-{seed}" / "evaluation.json" for seed in range(seeds)]
-        found[arm] = [json.loads(path.read_text(encoding="utf-8"))["rows"][0]["metrics"] for path in paths]
-    return found
 
 
 def difference(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], metric: str) -> Difference:
@@ -242,11 +215,11 @@ def main() -> int:
     with teacher(options.teacher, train, pool, options.port) as served:
         agreement = served.pop("agreement", None)
         settings = {**COMMON, **SETTINGS[options.teacher], **served, "student": options.out / "pgkd-student"}
-        chosen = [f"{key}={value}" for key, value in settings.items()] + options.set
         command = ["--plugin", "pgkd", "--compare", "--seeds", str(options.seeds), "--data", str(tables)]
+        further = [part for setting in options.set for part in ("--set", setting)]
         folder = options.out / name
-        run([*command, *(part for setting in chosen for part in ("--set", setting))], folder)
-    found = tested(folder, options.seeds)
+        runs.run([*command, *runs.settings_arguments(settings), *further], folder)
+    found = {arm: runs.tested(folder, arm, options.seeds) for arm in ARMS}
     quality = {
         arm: {metric: statistics.fmean(row[metric]["value"] for row in rows) for metric in (*METRICS, *COSTS)}
         for arm, rows in found.items()

@@ -9,15 +9,15 @@ tested beside the first architecture only.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ranking_tables
 import recording
+import runs
 
 ARCHITECTURES = ("bert_dot", "colbert", "prett", "tk")
 STEPS = {"bert_dot": 300, "colbert": 100, "prett": 100, "tk": 200}
@@ -41,27 +41,6 @@ EXPECTED_ON_SCIFACT = {
 }
 
 
-def run(command: Sequence[str], folder: Path) -> None:
-    """Make, resume or reuse the run in ``folder``.
-
-    :raises SystemExit: the folder was made by another command, or kdcore fails.
-    """
-    note = folder.with_suffix(".json")
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != list(command):
-        sys.exit(f"{folder}: was made with other settings; name another --out, or remove it and {note.name}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(list(command)) + "\n", encoding="utf-8")
-    if (folder / "result.json").exists():
-        print(f"{folder.name}: finished before, reused", flush=True)
-        return
-    resumed = (folder / "config.toml").exists()
-    arguments = ["--resume", str(folder)] if resumed else [*command, "--out", str(folder)]
-    print(f"{folder.name}: {'resumed' if resumed else 'started'}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "kdcore", "run", *arguments], check=False).returncode
-    if code:
-        sys.exit(f"{folder.name}: kdcore ended with exit code {code}; the same command goes on from there")
-
-
 def command_for(architecture: str, options: Any) -> list[str]:
     """The arguments of ``kdcore run`` without the folder."""
     settings: dict[str, Any] = {
@@ -71,8 +50,7 @@ def command_for(architecture: str, options: Any) -> list[str]:
         "learning_rate": LEARNING_RATES[architecture],
         "measure_teacher": str(architecture == options.architectures[0]).lower(),
     }
-    chosen = [f"{key}={value}" for key, value in settings.items()] + options.set
-    overrides = [part for setting in chosen for part in ("--set", setting)]
+    overrides = runs.settings_arguments(settings) + [part for each in options.set for part in ("--set", each)]
     shared = ["--data", str(options.data.absolute()), "--store", str((options.out / "store").absolute())]
     return ["--plugin", "margin-mse", "--compare", "--seeds", str(options.seeds), *shared, *overrides]
 
@@ -143,7 +121,7 @@ def main() -> int:
     threads = None
     for architecture in options.architectures:
         folder = options.out / architecture
-        run(command_for(architecture, options), folder)
+        runs.run(command_for(architecture, options), folder)
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
         means = arms(result)

@@ -3,8 +3,8 @@
 It stands in for a language model that writes well. It holds a pool of real texts whose labels it does not know: what it
 takes a text for is the prediction of a classifier that was trained on the other labelled texts (five folds). Asked for
 new texts of a class, it gives texts of the pool that it takes for that class: those nearest to the class's hard
-negatives that the prompt shows, or any where it shows none. Asked for the class of a text, it predicts it. What it answers is a
-function of the prompt alone.
+negatives that the prompt shows, or any where it shows none. Asked for the class of a text, it predicts it. What it
+answers is a function of the prompt alone.
 
 So it tests the loop, from report to prompt to pool; not how well a language model follows prompts or writes.
 """
@@ -14,16 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
+
+from kdcore.testing.language_server import LanguageServer
 
 LITERAL = r'"(?:[^"\\]|\\.)*"'
 ASKED = re.compile(rf"Write exactly (\d+) new texts? of the (?:class ({LITERAL})|classes (\[.*?\]))\.")
@@ -36,7 +35,7 @@ NEAREST = 8
 Vectors = NDArray[np.float32]
 
 
-class RetrievalTeacher:
+class RetrievalTeacher(LanguageServer):
     """The teacher, served while the ``with`` statement lasts.
 
     :param encode: texts to vectors of length 1.
@@ -48,6 +47,7 @@ class RetrievalTeacher:
     def __init__(
         self, encode: Any, texts: Sequence[str], labels: Sequence[str], pool: Sequence[int], port: int
     ) -> None:
+        super().__init__(port=port, answer=lambda body, key: self.answer(body["messages"][-1]["content"]))
         self._encode = encode
         vectors = encode(texts)
         classifier = LogisticRegression(C=30.0, max_iter=400)
@@ -57,31 +57,13 @@ class RetrievalTeacher:
         self._vectors = vectors[list(pool)]
         self._predicted = predicted[list(pool)]
         self.agreement = float(np.mean(self._predicted == np.asarray(labels)[list(pool)]))
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self.answer))
-
-    @property
-    def address(self) -> str:
-        """The base URL."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def answer(self, prompt: str) -> str:
         """What it says to a prompt of the plugin."""
         asked = ASKED.search(prompt)
         if asked is None:
             [text] = TEXT.findall(prompt)
-            with self._lock:
-                return json.dumps({"label": str(self._classifier.predict(self._encode([json.loads(text)]))[0])})
+            return json.dumps({"label": str(self._classifier.predict(self._encode([json.loads(text)]))[0])})
         classes = json.loads(asked[2] or asked[3])
         classes = [classes] if isinstance(classes, str) else classes
         hard = [(json.loads(text), json.loads(label)) for text, label in SURE.findall(prompt)]
@@ -98,42 +80,6 @@ class RetrievalTeacher:
         """Texts of the pool that it takes for the class."""
         members = np.flatnonzero(self._predicted == name)
         if missed:
-            with self._lock:
-                similarity = (self._vectors[members] @ self._encode(missed).T).max(axis=1)
+            similarity = (self._vectors[members] @ self._encode(missed).T).max(axis=1)
             members = members[np.argsort(-similarity, kind="stable")][: NEAREST * count]
         return [self._texts[index] for index in chance.permutation(members)[:count]]
-
-
-def _handler(answer: Any) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            said = answer(body["messages"][-1]["content"])
-            words = sum(len(message["content"].split()) for message in body["messages"])
-            content = json.dumps(
-                {
-                    "id": "answer",
-                    "object": "chat.completion",
-                    "model": body["model"],
-                    "choices": [
-                        {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-                    ],
-                    "usage": {
-                        "prompt_tokens": words,
-                        "completion_tokens": len(said.split()),
-                        "total_tokens": words + len(said.split()),
-                    },
-                }
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Say nothing."""
-
-    return Handler

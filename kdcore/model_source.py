@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from kdcore.errors import InputError
 
-__all__ = ["gguf_file", "is_path", "resolve_source", "sources_in"]
+__all__ = ["gguf_file", "is_path", "loading", "pretrained_source", "resolve_source", "sources_in"]
 
 PACKAGE = "package:"
 GGUF = ".gguf"
@@ -39,6 +41,33 @@ def resolve_source(source: str) -> str:
     if not folder.is_dir():
         raise InputError(f"{source}: {folder} is not there; reinstall {name.replace('_', '-')}")
     return str(folder)
+
+
+def pretrained_source(source: str) -> str:
+    """What transformers' ``from_pretrained`` opens for ``source``: a folder or a hub name.
+
+    :param source: as in `resolve_source`.
+    :raises InputError: it is written as a path, and there is no such folder; and as `resolve_source`.
+    """
+    place = resolve_source(source)
+    if is_path(place) and not Path(place).is_dir():
+        raise InputError(f"{place}: no such folder; name one that save_pretrained wrote, or a hub name")
+    return place
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever a library raises while it loads a model into an `InputError` of one line.
+
+    :param what: the setting and its value, such as ``student 'bert-base-uncased'``.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{what} cannot be loaded: {reason}; check its name") from error
 
 
 def gguf_file(source: str) -> Path | None:

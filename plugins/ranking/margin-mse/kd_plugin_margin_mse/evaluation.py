@@ -25,11 +25,11 @@ from kd_plugin_margin_mse.rerank import (
 from kd_plugin_margin_mse.search import STORE, write_search_folder
 from kd_plugin_margin_mse.students import RankingStudent, token_rows
 from kd_plugin_margin_mse.teachers import PairTeacher
-from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
 from kd_plugin_margin_mse.triples import passage_text
 from kdcore.engine.models import hash_weights
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
+from kdcore.timing import TIMED_INPUTS, median_ms
 
 RETRIEVAL = ("nDCG@10", "RR@10", "R@100", "R@1000")
 RERANKING = ("nDCG@10", "RR@10")
@@ -146,7 +146,7 @@ def measure_student(run: Run, student: RankingStudent, tokenizer: Any, split: st
     metrics = _named(reranked, "rerank")
     if split != "test":
         return metrics
-    some, their = tokens[:TIMED_QUERIES], found[:TIMED_QUERIES]
+    some, their = tokens[:TIMED_INPUTS], found[:TIMED_INPUTS]
     stored_ms = rerank_latency(student, some, their, store)
     passages = _texts_of(run, _union(their))
     encoder = PassageEncoder(student, dict(zip(passages, ranking.passage_tokens(list(passages.values())))))
@@ -171,7 +171,7 @@ def _measure_retrieval(
     index = exact if settings.index == "flat" else ranking.index(settings.index)
     if index is not exact:
         metrics.append(Metric("index recall@100", recall_against_exact(index, exact, vectors, 100), "higher"))
-    encoding = median_ms(lambda row: encode(ranking.student, [row], "queries"), tokens[:TIMED_QUERIES])
+    encoding = median_ms(lambda row: encode(ranking.student, [row], "queries"), tokens[:TIMED_INPUTS])
     searching = search_speed(index, vectors, SEARCHED).latency_ms
     return [*metrics, Metric("latency_ms", encoding + searching, "lower")]
 
@@ -214,7 +214,7 @@ def _measure_pairs(
     pairs = [[(query["query"], texts[identifier]) for identifier in ids] for query, ids in zip(queries, found)]
     rows = iter(teacher.scores([pair for row in pairs for pair in row]).tolist())
     metrics = _measure_reranked(queries, found, [[next(rows) for _ in ids] for ids in found], settings)
-    latency = median_ms(lambda row: teacher.scores(row).cpu(), pairs[:TIMED_QUERIES])
+    latency = median_ms(lambda row: teacher.scores(row).cpu(), pairs[:TIMED_INPUTS])
     return [*metrics, Metric("latency_ms", latency, "lower")]
 
 
@@ -238,7 +238,7 @@ def measure_bm25(run: Run, split: str, settings: Settings) -> list[Metric]:
     found = {query.id: dict(ranking) for query, ranking in zip(queries, rankings)}
     candidates = {query.id: dict(ranking[: settings.depth]) for query, ranking in zip(queries, rankings)}
     reranked = measure(candidates, _relevant(queries), RERANKING, relevant_from=settings.relevant_from)
-    latency = median_ms(lambda query: bm25_candidates(run, [query], SEARCHED), queries[:TIMED_QUERIES])
+    latency = median_ms(lambda query: bm25_candidates(run, [query], SEARCHED), queries[:TIMED_INPUTS])
     return [
         *measure(found, _relevant(queries), RETRIEVAL, relevant_from=settings.relevant_from),
         *_named(reranked, "rerank"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcore.errors import InputError
 from kdcore.files import read_json
-from kdcore.model_source import is_path, resolve_source
+from kdcore.model_source import pretrained_source
 
 __all__ = ["transformer_folder"]
 
@@ -19,11 +19,9 @@ def transformer_folder(source: str) -> str:
     :raises InputError: a path is no folder, a local folder has no ``config.json``, or its ``modules.json`` starts
         with something else than a transformer.
     """
-    source = resolve_source(source)
+    source = pretrained_source(source)
     folder = Path(source)
     if not folder.is_dir():
-        if is_path(source):
-            raise InputError(f"{source}: no such folder; name one that save_pretrained wrote, or a hub name")
         return source
     if (folder / "modules.json").is_file():
         modules = read_json(folder / "modules.json")

@@ -19,10 +19,10 @@ from transformers.utils import cached_file
 from kd_plugin_margin_mse.sources import transformer_folder
 from kd_plugin_margin_mse.students.encoder import embedding_matrix
 from kd_plugin_margin_mse.students.tokenizer import load_tokenizer
-from kd_plugin_margin_mse.timing import TIMED_QUERIES, median_ms
 from kdcore.errors import InputError
 from kdcore.files import read_json
-from kdcore.model_source import resolve_source
+from kdcore.model_source import loading, resolve_source
+from kdcore.timing import TIMED_INPUTS, median_ms
 
 __all__ = [
     "CrossEncoderTeacher",
@@ -146,7 +146,7 @@ class EmbeddingTeacher(PairTeacher):
         return Embedded(
             torch.stack([by_query[text] for text in queries]).cpu().numpy(),
             torch.stack([by_passage[text] for text in passages]).cpu().numpy(),
-            median_ms(self._query_vector, [self._query_features(query) for query in queries[:TIMED_QUERIES]]),
+            median_ms(self._query_vector, [self._query_features(query) for query in queries[:TIMED_INPUTS]]),
         )
 
     def _query_features(self, query: str) -> dict[str, Any]:
@@ -252,16 +252,11 @@ def _load_one(source: str, max_length: int, batch_size: int) -> PairTeacher:
     resolved = resolve_source(source)
     if Path(source).is_file():
         raise InputError(f"teacher {source!r} is a file; name a model, or give score files as teacher scores")
-    try:
+    with loading(f"teacher {source!r}"):
         kind = _kind(source, resolved)
         if kind == "CrossEncoder":
             return _load_cross_encoder(source, max_length, batch_size)
         return _load_embedding_model(kind, resolved, max_length, batch_size)
-    except InputError:
-        raise
-    except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"teacher {source!r} cannot be loaded: {reason}; check its name") from error
 
 
 def _kind(source: str, resolved: str) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from kd_plugin_margin_mse import Searcher, evaluation, timing
+from kd_plugin_margin_mse import Searcher, evaluation
 from kd_plugin_margin_mse.formats import read_collection
 from kd_plugin_margin_mse.measures import measure
 from kd_plugin_margin_mse.mining import BM25, bm25
 from kd_plugin_margin_mse.plugin import MarginMSE
 from kd_plugin_margin_mse.teachers import PairTeacher
 
+from kdcore import timing
 from kdcore.data.splits import Splits
 from kdcore.engine.models import Models
 from kdcore.errors import InputError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,10 +21,10 @@ from kdcore.errors import RejectedError
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 from kdcore.teachers.asking import Answer
+from kdcore.timing import TIMED_INPUTS, median_ms
 
 __all__ = ["annotated", "gold_labels", "measure_labels", "measure_student", "measure_teacher", "tuned_threshold"]
 
-TIMED_TEXTS = 50
 PRESENT = 0.5
 """A label whose intensity is at least this is there, in data with intensities and in a teacher's answers."""
 
@@ -116,15 +115,8 @@ def latency(run: Run, student: Any, examples: Sequence[Example], item: Item) -> 
         batch = Batch(pad([item(example)]), [example]).to(run.device)
         run.call(student, lambda model: logits(model, batch)).sigmoid().cpu()
 
-    timed = examples[:TIMED_TEXTS]
-    times = []
     with torch.no_grad():
-        classify(timed[0])
-        for example in timed:
-            began = time.perf_counter()
-            classify(example)
-            times.append(time.perf_counter() - began)
-    return Metric("latency_ms", 1000 * statistics.median(times), "lower")
+        return Metric("latency_ms", median_ms(classify, examples[:TIMED_INPUTS]), "lower")
 
 
 def measure_teacher(run: Run, examples: Sequence[Example], labels: Sequence[str], ask: Ask) -> list[Metric]:

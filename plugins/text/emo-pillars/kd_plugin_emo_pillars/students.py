@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from kdcore.data.batch import Batch
 from kdcore.errors import InputError
-from kdcore.model_source import is_path, resolve_source
+from kdcore.model_source import loading, pretrained_source
 
 __all__ = ["build_student", "encode", "load_tokenizer", "logits", "targets"]
 
@@ -31,8 +30,8 @@ def build_student(model: str, labels: Sequence[str], layers: int | None, length:
     :param length: tokens of the longest input.
     :raises InputError: there is no such model, or it has fewer layers or positions.
     """
-    source = _source(model)
-    try:
+    with loading(f"model {model!r}"):
+        source = pretrained_source(model)
         config = AutoConfig.from_pretrained(source)
         known = [config.id2label.get(index) for index in range(config.num_labels)]
         _refuse_small(config, model, layers, length)
@@ -53,10 +52,6 @@ def build_student(model: str, labels: Sequence[str], layers: int | None, length:
                 f"model {model!r} has no weights for {missing[0]} and {len(missing) - 1} more: name another"
             )
         return student
-    except InputError:
-        raise
-    except Exception as error:  # the Hub, the configuration and safetensors each have errors of their own
-        raise _unloadable(model, error) from error
 
 
 def _refuse_small(config: Any, model: str, layers: int | None, length: int) -> None:
@@ -75,27 +70,11 @@ def _expect_few(student: Any) -> None:
         torch.nn.init.constant_(heads[-1].bias, -math.log(max(count - 1, 1)))
 
 
-def _source(model: str) -> str:
-    source = resolve_source(model)
-    if Path(source).is_dir() or not is_path(source):
-        return source
-    raise InputError(f"{source}: no such folder; name one that save_pretrained wrote, or a hub name")
-
-
-def _unloadable(model: str, error: Exception) -> InputError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"model {model!r} cannot be loaded: {lines[0]}; check its name")
-
-
 @lru_cache(maxsize=4)
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of a model, see `build_student`."""
-    try:
-        return AutoTokenizer.from_pretrained(_source(model))
-    except InputError:
-        raise
-    except Exception as error:
-        raise _unloadable(model, error) from error
+    with loading(f"model {model!r}"):
+        return AutoTokenizer.from_pretrained(pretrained_source(model))
 
 
 def encode(tokenizer: Any, text: str, context: str, length: int) -> dict[str, list[int]]:

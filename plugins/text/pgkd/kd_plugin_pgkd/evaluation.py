@@ -11,17 +11,15 @@ import numpy as np
 import torch
 from attrs import frozen
 
-from kd_plugin_pgkd.feedback import class_report, macro_f1
+from kdcore.data.label_report import label_report
 from kdcore.errors import RejectedError
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 from kdcore.teachers.asking import Answer
 from kdcore.text_model import LLAMA_CPP, TextModel
+from kdcore.timing import TIMED_INPUTS, median_ms
 
-__all__ = ["TIMED_TEXTS", "Cost", "measure_student", "measure_teacher"]
-
-TIMED_TEXTS = 20
-"""How many of a split's first texts the student reads one at a time, for its latency."""
+__all__ = ["Cost", "measure_student", "measure_teacher"]
 
 SECONDS_PER_HOUR = 3600
 
@@ -51,18 +49,17 @@ class Cost:
         return [*found, Metric("price_per_1000", 1000 * price, "lower")] if price else found
 
 
-def quality(examples: Sequence[Example], predicted: Sequence[int], labels: Sequence[str]) -> list[Metric]:
-    """Accuracy by example and macro-F1, whose details are the `class_report`.
+def quality(examples: Sequence[Example], predicted: Sequence[str | None], labels: Sequence[str]) -> list[Metric]:
+    """Accuracy by example and macro-F1, whose details are the `label_report`.
 
-    :param predicted: a class index for each example; -1 for none.
+    :param predicted: a class for each example; None for none.
     """
-    index = {label: number for number, label in enumerate(labels)}
-    true = [index[example["label"]] for example in examples]
+    true = [example["label"] for example in examples]
     right = {example.id: float(a == b) for example, a, b in zip(examples, true, predicted)}
-    report = class_report(true, predicted, labels)
+    report = label_report(true, predicted, labels)
     return [
-        Metric("accuracy", statistics.fmean(right.values()), "higher", samples=right),
-        Metric("macro_f1", macro_f1(report), "higher", details=report),
+        Metric("accuracy", report["accuracy"], "higher", samples=right),
+        Metric("macro_f1", report["macro_f1"], "higher", details=report),
     ]
 
 
@@ -89,22 +86,14 @@ def measure_student(
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(true)), true]
     samples = {example.id: float(loss) for example, loss in zip(examples, losses)}
     metrics = [
-        *quality(examples, rows.argmax(axis=1).tolist(), labels),
+        *quality(examples, [labels[index] for index in rows.argmax(axis=1)], labels),
         Metric("loss", float(losses.mean()), "lower", samples=samples),
     ]
     if split != "test":
         return metrics
-    timed = examples[:TIMED_TEXTS]
-    run.predict(model, timed[:1], logits)
-    times = [_seconds(lambda text=text: run.predict(model, [text], logits)) for text in timed]  # type: ignore[misc]
-    cost = Cost(1000 * statistics.median(times), len(examples) / seconds, hour_price=hour_price)
+    latency = median_ms(lambda example: run.predict(model, [example], logits), examples[:TIMED_INPUTS])
+    cost = Cost(latency, len(examples) / seconds, hour_price=hour_price)
     return [*metrics, *cost.metrics()]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def measure_teacher(
@@ -132,7 +121,7 @@ def measure_teacher(
             return None
 
     answers = list(run.map(answer, examples))
-    predicted = [-1 if each is None else each.value for each in answers]
+    predicted = [None if each is None else labels[each.value] for each in answers]
     metrics = quality(examples, predicted, labels)
     completions = [each.completion for each in answers if each is not None]
     seconds = [completion.seconds for completion in completions]

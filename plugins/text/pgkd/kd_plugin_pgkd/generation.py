@@ -83,7 +83,7 @@ class Generator:
         report = self.feedback.report
         if report is None:
             return dict.fromkeys(self.labels, 1.0)
-        return {name: 1 - report["classes"][name]["f1"] + PERFECT for name in worst_first(report)[: self.worst_classes]}
+        return {name: 1 - report["labels"][name]["f1"] + PERFECT for name in worst_first(report)[: self.worst_classes]}
 
     def _turns(self, weights: Mapping[str, float], rng: np.random.Generator) -> Iterator[str]:
         while self.feedback.report is None:
@@ -128,21 +128,16 @@ class Generator:
         report = self.feedback.report
         if report is None:
             return None
-        confusions = [
-            {"label": label, "predicted": predicted, "count": count}
-            for label, predicted, count in report["confusions"]
-            if asked & {label, predicted}
-        ]
-        classes = report["classes"]
+        figures = report["labels"]
         return {
             "accuracy": round(report["accuracy"], 2),
             "macro_f1": round(report["macro_f1"], 2),
             "classes": [
-                {"label": name, **{key: round(classes[name][key], 2) for key in ("precision", "recall", "f1")}}
+                {"label": name, **{key: round(figures[name][key], 2) for key in ("precision", "recall", "f1")}}
                 for name in worst_first(report)
                 if name in asked
             ],
-            "confusions": confusions[:CONFUSIONS],
+            "confusions": self._about(report["confusions"], asked)[:CONFUSIONS],
         }
 
     @staticmethod

@@ -286,10 +286,9 @@ class PGKD:
         """What this round's prompts tell of the student."""
         train = run.data["train"]
         rows = run.predict(models.student, train, self.logits)
-        told = {name: report[name].value for name in ("accuracy", "macro_f1")} | dict(report["macro_f1"].details)
         found = feedback(
             judge(train, torch.tensor([row["logits"].tolist() for row in rows]).numpy(), self._labels(run)),
-            told,
+            report["macro_f1"].details,
             hard=self.hard_negatives,
             use_report=self.use_report,
             use_hard_negatives=self.use_hard_negatives,

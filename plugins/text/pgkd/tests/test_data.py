@@ -129,7 +129,7 @@ def test_missing_tables(fail: Callable[..., str], tables: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("student=./nowhere", "./nowhere is no folder"),
+        ("student=./nowhere", "./nowhere: no such folder"),
         ("student=package:no_such_package", "no_such_package"),
         ("rounds=0", "at least 1"),
         ("near=1.5", "at most 1"),

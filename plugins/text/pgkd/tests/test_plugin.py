@@ -119,7 +119,7 @@ def test_the_report_decides_the_classes(run, server) -> None:
     for number in (0, 1):
         told = json.loads(
             (folder / "arms/distill/seed-0/guided/facts" / f"round-{number}.json").read_text(encoding="utf-8")
-        )["feedback"]["report"]["classes"]
+        )["feedback"]["report"]["labels"]
         worst = sorted(told, key=lambda name: told[name]["f1"])[:2]
         assert {each["data"]["label"] for each in sealed(folder, "distill", number)} == set(worst)
 
