@@ -153,6 +153,7 @@ class Experiment:
             read_json(self.folder / "plan.json")["id"],
             Budget(self.options.max_cost, self.options.max_requests, self.options.max_seconds),
             self.accelerator.device,
+            torch.get_num_threads(),
         )
         self.progress.line(f"run folder: {self.folder}")
 

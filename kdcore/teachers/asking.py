@@ -127,10 +127,12 @@ class TextTeachers:
     :param folder: of the journal.
     :param run: the run's identifier, under which the journal keeps what it paid.
     :param device: where models run that are loaded here.
+    :param threads: of a model that runs on this machine's CPU.
     """
 
-    def __init__(self, folder: Path, run: str, budget: Budget, device: Any = "cpu") -> None:
-        self._path, self._run, self._budget, self._device = folder / "journal.sqlite", run, budget, device
+    def __init__(self, folder: Path, run: str, budget: Budget, device: Any = "cpu", threads: int = 1) -> None:
+        self._path, self._run, self._budget = folder / "journal.sqlite", run, budget
+        self._device, self._threads = device, threads
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         self._loop: _EventLoop | None = None
@@ -236,7 +238,7 @@ class TextTeachers:
                 from kdcore.teachers.llm import client_of
 
                 self._loop = self._loop or _EventLoop()
-                client = client_of(model, device=self._device)
+                client = client_of(model, device=self._device, threads=self._threads)
                 self._clients[key] = client, threading.Semaphore(model.in_flight)
             return self._clients[key]
 

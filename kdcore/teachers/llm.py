@@ -17,7 +17,7 @@ def client_of(model: TextModel, *, device: str = "cpu", threads: int = 1) -> Tex
     Starting a server or loading a model blocks, up to a minute. Close the client with ``await client.close()``.
 
     :param device: where a transformers model runs.
-    :param threads: of a llama.cpp server; more than one wait for each other by spinning, so leave other cores free.
+    :param threads: of a llama.cpp server; they wait for each other by spinning, so no more than there are idle cores.
     :raises InputError: the endpoint is no URL, the model cannot be found or loaded, or a package is missing.
     """
     if not model.model:
