@@ -5,6 +5,7 @@ installed distributions.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,3 +132,23 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 before_tests = frozenset(sys.modules)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """``disk("size=1m")`` mounts a file system in memory, or changes the options of the one mounted before."""
+    place = tmp_path / "disk"
+
+    def call(options: str) -> Path:
+        known = place.exists()
+        place.mkdir(exist_ok=True)
+        command = ["-o", f"remount,{options}", place] if known else ["-t", "tmpfs", "-o", options, "tmpfs", place]
+        done = subprocess.run(["mount", *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting a small file system is not allowed here: {done.stderr.strip()}")
+        return place
+
+    if shutil.which("mount") is None:
+        pytest.skip("needs mount")
+    yield call
+    subprocess.run(["umount", place], capture_output=True, check=False)

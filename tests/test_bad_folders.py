@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,29 +49,10 @@ def test_a_folder_whose_run_never_began_can_be_used_again(fail: Fail, variant: V
     assert f"is not empty; go on with: kdcore run --resume {tmp_path / 'out'}, or name a new folder" in line
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """``mount("size=1m")`` mounts a file system in memory, or changes the options of the one mounted before."""
-    place = tmp_path / "mounted"
-
-    def call(options: str) -> Path:
-        known = place.exists()
-        place.mkdir(exist_ok=True)
-        arguments = ["-o", f"remount,{options}", place] if known else ["-t", "tmpfs", "-o", options, "tmpfs", place]
-        done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"mounting a small file system is not allowed here: {done.stderr.strip()}")
-        return place
-
-    yield call
-    subprocess.run(["umount", place], capture_output=True, check=False)
-
-
-@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
-def test_a_read_only_folder(fail: Fail, mount: Callable[[str], Path]) -> None:
-    out = mount("size=60m") / "run"
+def test_a_read_only_folder(fail: Fail, disk: Callable[[str], Path]) -> None:
+    out = disk("size=60m") / "run"
     assert main(["run", "--plugin", str(SOFT_LABELS), "--max-steps", "2", "--out", str(out), *QUICK]) == 0
-    mount("ro")
+    disk("ro")
     beside = out.with_name("other")
     line = fail("run", "--plugin", SOFT_LABELS, "--out", beside, *QUICK)
     assert f"--out {beside}: cannot be made (Read-only file system)" in line
@@ -88,7 +68,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 @pytest.mark.parametrize(
     ("pages", "trackers"),
     [
@@ -103,17 +82,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_full_disk_costs_nothing(
-    fail: Fail, mount: Callable[[str], Path], whole: Path, pages: int, trackers: str
+    fail: Fail, disk: Callable[[str], Path], whole: Path, pages: int, trackers: str
 ) -> None:
     """From the first file to the last checkpoint: once there is space, the run ends as if nothing had happened."""
-    out = mount(f"size={4096 * pages}") / "run"
+    out = disk(f"size={4096 * pages}") / "run"
     begin = ["run", "--plugin", SOFT_LABELS, "--out", out, *QUICK, "--set", f"run.trackers={trackers}"]
     line = fail(*begin)
     assert str(out) in line
     assert "No space left on device" in line
     begun = (out / "config.toml").exists()
     assert line.endswith(f"continue with: kdcore run --resume {out}") == begun
-    mount("size=60m")
+    disk("size=60m")
     assert main([str(word) for word in (["run", "--resume", out] if begun else begin)]) == 0
     assert weights_hash(out) == weights_hash(whole)
 

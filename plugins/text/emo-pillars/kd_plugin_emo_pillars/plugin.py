@@ -84,7 +84,7 @@ class EmoPillars:
         VARIANTS,
         "examples of an utterance: original; contextual: rewritten with its context; rewritten: without it",
     )
-    examples: int = option(9, "synthetic examples; 0 trains on the labelled texts alone", least=0)
+    examples: int = option(15, "synthetic examples; 0 trains on the labelled texts alone", least=0)
     passage_words: int = option(200, "longest part of a story that is read at once", least=20)
     characters: int = option(2, "characters of a passage that speak", least=1)
     emotions: int = option(2, "emotions that one request for utterances names", least=1)

