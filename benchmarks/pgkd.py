@@ -56,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "teacher_texts": 50,
     },
 }
-COMMON = {"batch_size": 32, "learning_rate": 2e-4, "seed_epochs": 12, "epochs": 2, "max_length": 48, "near": 0.9}
+COMMON = {"batch_size": 32, "learning_rate": 1e-3, "seed_epochs": 12, "epochs": 2, "max_length": 48, "near": 0.9}
 PACKAGES = ("kdcore", "kd-plugin-pgkd", "torch", "transformers", "scikit-learn")
 
 Rows = list[tuple[str, str]]

@@ -38,15 +38,18 @@ def read_labels(path: Path) -> list[str]:
     return list(lines)
 
 
-def label_indices(rows: Sequence[Mapping[str, Any]], labels: Sequence[str], field: str = "label") -> list[int]:
+def label_indices(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], field: str = "label", *, by_index: bool = True
+) -> list[int]:
     """The index in ``labels`` of each row's one label.
 
-    :param rows: what `kdcore.data.tables.read_table` gives. ``row[field]`` is a label's name, or its index (an
-        integer, or a string of digits that is no name), counted from 0.
+    :param rows: what `kdcore.data.tables.read_table` gives. ``row[field]`` is a label's name, or its index (an integer
+        or a string of digits that is no name), counted from 0.
+    :param by_index: False takes names only, as where ``labels`` are the names that the rows themselves have.
     :raises InputError: a label is unknown; the message names the row and similar labels.
     """
     known = _positions(labels)
-    return [_index(row[field], known, _place(row, number), field) for number, row in enumerate(rows)]
+    return [_index(row[field], known, _place(row, number), field, by_index) for number, row in enumerate(rows)]
 
 
 def multilabel_indices(
@@ -70,29 +73,39 @@ def multilabel_indices(
 
 
 def split_off(
-    rows: Sequence[AnyRow], share: float, seed: int, label: str | None = "label"
+    rows: Sequence[AnyRow], share: float, seed: int, label: str | None = "label", *, identity: str | None = None
 ) -> tuple[list[AnyRow], list[AnyRow]]:
     """Hold out a share of the rows, the same of each label as nearly as whole rows allow.
 
     Which rows, follows from seed and content alone, not from their order. One row of each label at least is not held
-    out.
+    out, and equal rows stay together.
 
     :param share: between 0 and 1.
     :param label: the field to stratify by; None takes any rows.
+    :param identity: the field by which rows are equal, but for case and white space; None: all fields.
     :returns: the rows that stay and those held out, each in the given order.
     :raises InputError: so few rows that none would be held out.
     """
-    strata: dict[str, list[int]] = {}
+    equal: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
-        strata.setdefault(_text(row[label]) if label is not None else "", []).append(position)
-    counts = {name: min(int(share * len(members)), len(members) - 1) for name, members in strata.items()}
-    nearest = sorted(strata, key=lambda name: (int(share * len(strata[name])) - share * len(strata[name]), name))
+        text = _text(row) if identity is None else " ".join(str(row[identity]).casefold().split())
+        equal.setdefault(text, []).append(position)
+    strata: dict[str, list[list[int]]] = {}
+    for unit in equal.values():
+        strata.setdefault(_text(rows[unit[0]][label]) if label is not None else "", []).append(unit)
+    sizes = {name: sum(map(len, units)) for name, units in strata.items()}
+    counts = {name: min(int(share * size), size - 1) for name, size in sizes.items()}
+    nearest = sorted(strata, key=lambda name: (int(share * sizes[name]) - share * sizes[name], name))
     missing = round(share * len(rows)) - sum(counts.values())
-    for name in [name for name in nearest if counts[name] < len(strata[name]) - 1][: max(missing, 0)]:
+    for name in [name for name in nearest if counts[name] < sizes[name] - 1][: max(missing, 0)]:
         counts[name] += 1
     held: set[int] = set()
-    for name, members in strata.items():
-        held.update(sorted(members, key=lambda position: _hash(f"{seed} {_text(rows[position])}"))[: counts[name]])
+    for name, units in strata.items():
+        room = counts[name]
+        for unit in sorted(units, key=lambda unit: _hash(f"{seed} {_text(rows[unit[0]])}")):
+            if len(unit) <= room:
+                held.update(unit)
+                room -= len(unit)
     if not held:
         raise InputError(
             f"{len(rows)} rows are too few to hold out {share:g} of them: give more, or a validation table"
@@ -109,12 +122,13 @@ def _place(row: Mapping[str, Any], number: int) -> str:
     return str(getattr(row, "place", f"row {number}"))
 
 
-def _index(value: Any, known: Mapping[str, int], place: str, field: str) -> int:
+def _index(value: Any, known: Mapping[str, int], place: str, field: str, by_index: bool = True) -> int:
     text = value.strip() if isinstance(value, str) else value
-    if isinstance(text, str) and text in known:
-        return known[text]
-    index = int(text) if isinstance(text, str) and text.isdecimal() else text
-    if isinstance(index, int) and not isinstance(index, bool):
+    is_number = isinstance(text, int) and not isinstance(text, bool)
+    if (isinstance(text, str) or is_number) and str(text) in known:
+        return known[str(text)]
+    if by_index and (is_number or (isinstance(text, str) and text.isdecimal())):
+        index = int(text)
         if 0 <= index < len(known):
             return index
         raise InputError(f"{place}: {field} {index} is none of 0 to {len(known) - 1}: mend it, or the list of labels")

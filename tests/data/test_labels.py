@@ -43,6 +43,25 @@ def test_indices_of_one_label_by_name_or_index():
     assert label_indices(rows, LABELS) == [1, 0, 1, 2]
 
 
+def test_names_that_are_numbers_win_over_indices():
+    names = ["1", "2", "3"]
+    assert label_indices([{"label": "2"}, {"label": 2}, {"label": 0}], names) == [1, 1, 0]
+    with pytest.raises(InputError, match="^row 1: label '0' is unknown; the labels are 1, 2, 3"):
+        label_indices([{"label": "3"}, {"label": "0"}], names, by_index=False)
+
+
+def test_equal_rows_are_held_out_together():
+    rows = [{"text": f"{text} {case}", "label": case} for text in range(20) for case in ("a", "a", "b")]
+    for seed in range(5):
+        stay, held = split_off(rows, 0.3, seed)
+        assert held
+        assert not {row["text"] for row in stay} & {row["text"] for row in held}
+    alike = [{"text": text, "label": label} for n in range(20) for text, label in ((f"Hi {n}", "a"), (f" hi  {n}", "b"))]
+    stay, held = split_off(alike, 0.3, 0, identity="text")
+    assert held
+    assert not {row["text"].split()[1] for row in stay} & {row["text"].split()[1] for row in held}
+
+
 def test_indices_of_several_labels():
     rows = [
         {"labels": "fear, joy,fear"},

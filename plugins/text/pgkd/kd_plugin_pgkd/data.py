@@ -23,7 +23,8 @@ def read_data(
 ) -> dict[str, Sequence[Example]]:
     """The splits of a folder of tables; each example has ``text`` and ``label``, the name of its class.
 
-    Without a table of validation a share of the training rows is held out, the same of each class.
+    Without a table of validation a share of the training rows is held out, the same of each class; equal texts stay
+    together.
 
     :param labels: a file of the classes' names, one a line; empty: those of the training rows.
     :raises InputError: a table is missing or malformed, a label is unknown, or a class has no training row.
@@ -38,10 +39,10 @@ def read_data(
     if len(names) < 2:
         raise InputError(f"{folder}: all training rows are of the class {names[0]!r}: a classifier needs two or more")
     for rows in tables.values():
-        for row, index in zip(rows, label_indices(rows, names)):
+        for row, index in zip(rows, label_indices(rows, names, by_index=bool(labels))):
             row["label"] = names[index]
     if "validation" not in tables:
-        tables["train"], tables["validation"] = split_off(tables["train"], validation_share, DATA_SEED)
+        tables["train"], tables["validation"] = split_off(tables["train"], validation_share, DATA_SEED, identity="text")
     learned = {row["label"] for row in tables["train"]}
     without = [name for name in names if name not in learned]
     if without:

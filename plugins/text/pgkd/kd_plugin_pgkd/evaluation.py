@@ -105,10 +105,12 @@ def measure_teacher(
     ask: Callable[[str], Answer],
     hour_price: float,
 ) -> list[Metric]:
-    """The teacher as a classifier that is asked for one text at a time: quality, latency, throughput and price.
+    """The teacher as a classifier that is asked for one text a request: quality, latency, throughput and price.
 
-    Answers that cannot be used count as wrong. Seconds and prices are those of the journal, so that they are the same
-    when the run is resumed; throughput is requests in flight over the mean latency (Little's law).
+    Answers that cannot be used count as wrong. The first half of the texts, up to `TIMED_INPUTS`, are asked one at a
+    time, for the latency; the others with as many in flight as the model may have, for the throughput, which is those
+    in flight over the mean latency (Little's law). Seconds and prices are those of the journal, of the answers that
+    could be used, so that they are the same when the run is resumed.
 
     :param ask: asks for the class of a text; the answer's value is a class index.
     :param hour_price: of this machine, for a model that runs on it.
@@ -120,17 +122,19 @@ def measure_teacher(
         except RejectedError:
             return None
 
-    answers = list(run.map(answer, examples))
+    alone = min(TIMED_INPUTS, (len(examples) + 1) // 2)
+    answers = [*map(answer, examples[:alone]), *run.map(answer, examples[alone:])]
     predicted = [None if each is None else labels[each.value] for each in answers]
     metrics = quality(examples, predicted, labels)
-    completions = [each.completion for each in answers if each is not None]
-    seconds = [completion.seconds for completion in completions]
-    if not sum(seconds):
+    timed = [each.completion.seconds for each in answers[:alone] if each is not None]
+    beside = [each.completion.seconds for each in answers[alone:] if each is not None] or timed
+    if not sum(timed) or not sum(beside):
         return metrics
+    in_flight = min(model.in_flight, len(beside)) if len(examples) > alone else 1
     cost = Cost(
-        1000 * statistics.median(seconds),
-        min(model.in_flight, len(seconds)) / statistics.fmean(seconds),
-        price=statistics.fmean(completion.price for completion in completions),
+        1000 * statistics.median(timed),
+        in_flight / statistics.fmean(beside),
+        price=statistics.fmean(each.completion.price for each in answers if each is not None),
         hour_price=hour_price if model.endpoint in ("", LLAMA_CPP) else 0.0,
     )
     return [*metrics, *cost.metrics()]

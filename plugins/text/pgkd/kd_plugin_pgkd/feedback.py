@@ -9,13 +9,19 @@ from attrs import field, frozen
 
 from kd_plugin_pgkd.mining import Judged, hard_negatives
 
-__all__ = ["Feedback", "feedback", "worst_first"]
+__all__ = ["Feedback", "f1", "feedback", "worst_first"]
 
 
 def worst_first(report: Mapping[str, Any]) -> list[str]:
-    """The classes that occur, by F1 from the lowest; equal ones in their order."""
-    figures = report["labels"]
-    return sorted((name for name in figures if figures[name]["support"]), key=lambda name: figures[name]["f1"])
+    """The classes by F1 from the lowest; equal ones in their order."""
+    return sorted(report["labels"], key=lambda name: f1(report, name))
+
+
+def f1(report: Mapping[str, Any], name: str) -> float:
+    """A class's F1; the mean of the others where no example of it was there to measure it."""
+    figures = report["labels"][name]
+    value: float = figures["f1"] if figures["support"] else report["macro_f1"]
+    return value
 
 
 @frozen

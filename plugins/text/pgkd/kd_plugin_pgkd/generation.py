@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from kd_plugin_pgkd.feedback import Feedback, worst_first
+from kd_plugin_pgkd.feedback import Feedback, f1, worst_first
 from kdcore.recipe import Example
 
 __all__ = ["GenerationRequest", "Generator", "answer_schema", "written_texts"]
@@ -83,7 +83,7 @@ class Generator:
         report = self.feedback.report
         if report is None:
             return dict.fromkeys(self.labels, 1.0)
-        return {name: 1 - report["labels"][name]["f1"] + PERFECT for name in worst_first(report)[: self.worst_classes]}
+        return {name: 1 - f1(report, name) + PERFECT for name in worst_first(report)[: self.worst_classes]}
 
     def _turns(self, weights: Mapping[str, float], rng: np.random.Generator) -> Iterator[str]:
         while self.feedback.report is None:
@@ -135,7 +135,7 @@ class Generator:
             "classes": [
                 {"label": name, **{key: round(figures[name][key], 2) for key in ("precision", "recall", "f1")}}
                 for name in worst_first(report)
-                if name in asked
+                if name in asked and figures[name]["support"]
             ],
             "confusions": self._about(report["confusions"], asked)[:CONFUSIONS],
         }

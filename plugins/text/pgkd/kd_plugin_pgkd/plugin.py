@@ -28,7 +28,7 @@ from kdcore.engine.optimizers import adamw
 from kdcore.engine.schedules import constant, linear
 from kdcore.errors import InputError, RejectedError, RunError
 from kdcore.hookspecs import hookimpl
-from kdcore.model_source import PACKAGE
+from kdcore.model_source import PACKAGE, pretrained_source
 from kdcore.recipe import Arm, Data, Example, LossTerm, Metric, Recipe, Stage, Synth, Teacher, Turn, option
 from kdcore.run import Run
 from kdcore.synthesis.prompts import prompt
@@ -118,6 +118,7 @@ class PGKD:
     @hookimpl
     def recipe(self, run: Run) -> Recipe:
         self._refuse_missing_teacher()
+        pretrained_source(self.student)
         guided = {"use_report": self.use_report, "use_hard_negatives": self.use_hard_negatives}
         arms = {"unguided": {"use_report": False, "use_hard_negatives": False}}
         if not run.demo:  # which is to be short

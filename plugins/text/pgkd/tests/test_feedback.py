@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kd_plugin_pgkd.feedback import feedback, worst_first
+from kd_plugin_pgkd.feedback import f1, feedback, worst_first
 from kd_plugin_pgkd.mining import Judged
 
 from kdcore.data.label_report import label_report
@@ -11,8 +11,9 @@ LABELS = ["a", "b", "c", "absent"]
 REPORT = label_report("aaabbc", "abbbab", LABELS)
 
 
-def test_the_worst_come_first_and_what_does_not_occur_never() -> None:
-    assert worst_first(REPORT) == ["c", "b", "a"]
+def test_the_worst_come_first_and_what_was_not_measured_is_taken_for_the_mean() -> None:
+    assert f1(REPORT, "absent") == REPORT["macro_f1"]
+    assert worst_first(REPORT) == ["c", "absent", "b", "a"]
 
 
 def judged(name: str, predicted: str, confidence: float) -> Judged:
