@@ -4,8 +4,8 @@ It stands in for a language model that knows emotions well. It labels an utteran
 the labelled texts of GoEmotions. It writes no utterance: asked for one of an emotion, it gives a text of a pool of real
 comments, disjoint from what the classifier was trained on, that the classifier takes for that emotion and that does not
 name it; nobody's labels of the pool are read. Its intensities are the classifier's probabilities, rescaled so that an
-emotion that it predicts, by its tuned threshold, has at least 0.5. Characters are the capitalised names of the story. It
-knows no contexts, so only original utterances can be asked of it. What it answers is a function of the prompt alone.
+emotion that it predicts, by its tuned threshold, has at least 0.5. Characters are the capitalised names of the story.
+It knows no contexts, so only original utterances can be asked of it. What it answers is a function of the prompt alone.
 
 So it tests whether synthetic pre-training with soft labels helps where labels and utterances are good; not how well a
 language model follows prompts, writes, or labels.

@@ -63,3 +63,20 @@ def test_intensities_rise_with_probabilities_and_pass_a_half_at_the_threshold(sc
     assert (told[0], told[-1]) == (0, 1)
     assert intensity(threshold, threshold) == 0.5
     assert intensity(math.nextafter(threshold, 0), threshold) < 0.5
+
+
+def test_the_page_tells_what_seeds_vary_and_how_many_examples_round_to_no_label(scripts: Any, tmp_path: Path) -> None:
+    benchmark = scripts[1]
+    for seed, intensities in enumerate(([0.5, 0.2], [0.49, 0.9])):
+        rounds = tmp_path / "arms" / "hard-labels" / f"seed-{seed}" / "synthetic" / "rounds"
+        rounds.mkdir(parents=True)
+        rows = [{"data": {"labels": {"joy": value, "fear": 0.1}}} for value in intensities]
+        (rounds / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    share = benchmark.unlabelled_share(tmp_path, "hard-labels", 2)
+    assert share == 0.5
+    quality = {arm: {} for arm in benchmark.ARMS}
+    page = benchmark.page(
+        {100: {"quality": quality, "differences": [], "unlabelled": share}}, dict.fromkeys(benchmark.METRICS, 0.5), 2
+    )
+    assert "One draw of labelled texts; seeds vary initialisation, order and synthesis." in page
+    assert "without a label once rounded: 50.0% with 100 labels." in page
