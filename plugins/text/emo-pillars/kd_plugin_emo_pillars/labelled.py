@@ -44,9 +44,9 @@ def read_labelled(
 ) -> dict[str, list[Example]]:
     """The splits of a folder of tables; each example has ``text``, ``context`` and ``labels``, label to 1.0.
 
-    A label is a name of the taxonomy, a word that it maps, or an index. A label cell holds several names or indices
-    with the separator between them, a list of them, or a mapping of names to intensities in 0..1. A row without labels
-    has none of the emotions.
+    A label is a name of the taxonomy, a word that it maps, or an index: an integer, or digits that are no name. A label
+    cell holds several names or indices with the separator between them, a list of them, or a mapping of names to
+    intensities in 0..1. A row without labels has none of the emotions.
 
     :param needs: the splits that must be there. Where validation is not, it is held out of train, whole groups at a
         time where the rows have groups.
@@ -111,15 +111,24 @@ def _given(row: Row, separator: str) -> list[tuple[Any, float]]:
 
 def _label(given: Any, row: Row, taxonomy: Taxonomy, names: Sequence[str], columns: Columns) -> str:
     name = given.strip() if isinstance(given, str) else given
-    if isinstance(name, str) and name.isdecimal():
-        name = int(name)
-    if isinstance(name, int) and not isinstance(name, bool):
-        if not 0 <= name < len(names):
+    if _is_index(name, taxonomy, names):
+        if not 0 <= int(name) < len(names):
             raise InputError(f"{row.place}: the label {name} is none of 0 to {len(names) - 1}: mend it, or label_names")
-        name = names[name]
-    label = taxonomy.label(str(name)) or taxonomy.mapped(str(name))
+        name = names[int(name)]
+    label = _known(str(name), taxonomy)
     if label is None:
         source = f" (of {columns.label_names})" if columns.label_names else ""
         advice = "mend it, or add a line 'word -> label' to a taxonomy file"
         raise InputError(f"{row.place}: {taxonomy.unknown(str(name))}{source}: {advice}")
     return label
+
+
+def _is_index(given: Any, taxonomy: Taxonomy, names: Sequence[str]) -> bool:
+    """Whether it is an integer, or digits that are no name."""
+    if isinstance(given, str):
+        return given.isdecimal() and given not in names and _known(given, taxonomy) is None
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
+def _known(name: str, taxonomy: Taxonomy) -> str | None:
+    return taxonomy.label(name) or taxonomy.mapped(name)
