@@ -13,6 +13,7 @@ from kdcore.data.labels import read_labels, split_off
 from kdcore.data.tables import Row, read_splits
 from kdcore.errors import InputError
 from kdcore.recipe import Example
+from kdcore.synthesis.quality import normalised
 
 __all__ = ["Columns", "read_labelled"]
 
@@ -48,8 +49,8 @@ def read_labelled(
     cell holds several names or indices with the separator between them, a list of them, or a mapping of names to
     intensities in 0..1. A row without labels has none of the emotions.
 
-    :param needs: the splits that must be there. Where validation is not, it is held out of train, whole groups at a
-        time where the rows have groups.
+    :param needs: the splits that must be there. Where validation is not, it is held out of train: rows of one group
+        together, and of those without a group equal texts (case and white space aside).
     :raises InputError: a table or label cannot be used; the message names file and line.
     """
     tables = read_splits(folder, columns.mapping(), needs=needs, may_be_empty=OPTIONAL)
@@ -72,14 +73,18 @@ def _refuse_absent(folder: Path, columns: Columns, tables: Mapping[str, Sequence
             raise InputError(f"{folder}: no row has a value of {field!r} in the column {column!r}: name another column")
 
 
-def _held_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    groups = sorted({str(row["group"]) for row in rows if row.get("group")})
-    if not groups:
-        return split_off(rows, share, seed, label=None)
-    _, held = split_off([{"group": group} for group in groups], share, seed, label=None)
-    chosen = {each["group"] for each in held}
-    stay = [row for row in rows if str(row.get("group")) not in chosen]
-    return stay, [row for row in rows if str(row.get("group")) in chosen]
+def _held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """The rows that stay and those held out: a share of the groups, or of the texts where rows have no group."""
+    units = [_unit(row) for row in rows]
+    _, held = split_off([{"unit": unit} for unit in sorted(set(units))], share, seed, label=None)
+    chosen = {each["unit"] for each in held}
+    stay = [row for row, unit in zip(rows, units) if unit not in chosen]
+    return stay, [row for row, unit in zip(rows, units) if unit in chosen]
+
+
+def _unit(row: Row) -> tuple[str, str]:
+    group = _text(row, "group")
+    return ("group", group) if group else ("text", normalised(_text(row, "text")))
 
 
 def _example(row: Row, name: str, taxonomy: Taxonomy, names: Sequence[str], columns: Columns) -> Example:

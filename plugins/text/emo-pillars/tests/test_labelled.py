@@ -119,6 +119,15 @@ def test_validation_is_held_out_of_train(tmp_path: Path) -> None:
     assert not texts["train"] & texts["validation"]
 
 
+def test_equal_texts_are_held_out_together(tmp_path: Path) -> None:
+    rows = "".join(f'{{"text": "{text}", "labels": "joy"}}\n' for n in range(8) for text in (f"t{n}", f" T{n} "))
+    for seed in range(5):
+        splits = read(tables(tmp_path, train=rows, test=ROWS), seed=seed)
+        train, held = ({example["text"].strip().lower() for example in splits[s]} for s in ("train", "validation"))
+        assert (len(train), len(held)) == (6, 2)
+        assert len(splits["validation"]) == 4
+
+
 def test_groups_are_held_out_whole(tmp_path: Path) -> None:
     rows = "".join(f'{{"text": "t{n}", "labels": "joy", "story": "s{n % 4}"}}\n' for n in range(16))
     splits = read(tables(tmp_path, train=rows, test=ROWS.replace("}", ', "story": ""}')), Columns(group="story"))
