@@ -3,8 +3,9 @@
 It stands in for a language model that knows emotions well. It labels an utterance by a classifier that was trained on
 the labelled texts of GoEmotions. It writes no utterance: asked for one of an emotion, it gives a text of a pool of real
 comments, disjoint from what the classifier was trained on, that the classifier takes for that emotion and that does not
-name it; nobody's labels of the pool are read. Characters are the capitalised names of the story. It knows no contexts,
-so only original utterances can be asked of it. What it answers is a function of the prompt alone.
+name it; nobody's labels of the pool are read. Its intensities are the classifier's probabilities, rescaled so that an
+emotion that it predicts, by its tuned threshold, has at least 0.5. Characters are the capitalised names of the story.
+It knows no contexts, so only original utterances can be asked of it. What it answers is a function of the prompt alone.
 
 So it tests whether synthetic pre-training with soft labels helps where labels and utterances are good; not how well a
 language model follows prompts, writes, or labels.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ CANDIDATES = 150
 """An utterance is drawn from so many texts of the pool, the most probable ones of the emotion."""
 
 FAINTEST = 0.1
-"""The lowest probability that is told as an intensity."""
+"""The lowest intensity that is told."""
 
 
 class ClassifierTeacher(LanguageServer):
@@ -48,6 +50,7 @@ class ClassifierTeacher(LanguageServer):
         super().__init__(port=port, answer=lambda body, key: json.dumps(self.answer(body["messages"])))
         self._model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(classifier)
+        self._threshold = float(self._model.config.threshold)
         self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
         taxonomy = read_taxonomy(GOEMOTIONS)
         probable = torch.cat([self._probabilities(pool[i : i + 64]) for i in range(0, len(pool), 64)])
@@ -76,10 +79,11 @@ class ClassifierTeacher(LanguageServer):
         raise ValueError("it knows neither contexts nor rewriting: ask with variants = ['original']")
 
     def _label(self, utterance: str) -> dict[str, Any]:
-        probable = dict(zip(self.labels, self._probabilities([utterance])[0].tolist()))
-        told = {label: round(value, 2) for label, value in probable.items() if value >= FAINTEST}
-        surest = max(probable, key=lambda label: probable[label])
-        return told or {surest: max(0.01, round(probable[surest], 2))}
+        probable = self._probabilities([utterance])[0].tolist()
+        graded = {label: intensity(value, self._threshold) for label, value in zip(self.labels, probable)}
+        told = {label: value for label, value in graded.items() if value >= FAINTEST}
+        surest = max(graded, key=lambda label: graded[label])
+        return told or {surest: max(0.01, graded[surest])}
 
     def _utterances(self, emotions: Sequence[str], chance: random.Random) -> dict[str, Any]:
         """A text for each emotion, none with the opening of another."""
@@ -91,6 +95,18 @@ class ClassifierTeacher(LanguageServer):
             openings.add(_opening(text))
             said[emotion] = text
         return said
+
+
+def intensity(probability: float, threshold: float) -> float:
+    """A probability as an intensity in 0..1, with the threshold at 0.5: linear below it and above it.
+
+    Cut to two decimals and not rounded, so that what is below the threshold stays below 0.5.
+    """
+    if probability < threshold:
+        scaled = 0.5 * probability / threshold
+    else:
+        scaled = 0.5 + 0.5 * (probability - threshold) / (1 - threshold)
+    return math.floor(100 * scaled) / 100
 
 
 def _slot(prompt: str, name: str) -> Any:

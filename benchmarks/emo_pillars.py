@@ -95,6 +95,14 @@ def differences(folder: Path, seeds: int) -> list[dict[str, Any]]:
     return found
 
 
+def unlabelled_share(folder: Path, arm: str, seeds: int) -> float:
+    """The share of synthetic examples none of whose intensities is at least 0.5: rounded, they have no label."""
+    rounds = [folder / "arms" / arm / f"seed-{seed}" / "synthetic" / "rounds" / "0.jsonl" for seed in range(seeds)]
+    lines = [line for path in rounds for line in path.read_text(encoding="utf-8").splitlines()]
+    strongest = [max(json.loads(line)["data"]["labels"].values(), default=0.0) for line in lines]
+    return sum(value < 0.5 for value in strongest) / len(lines)
+
+
 def page(found: Mapping[int, Mapping[str, Any]], classifier: Mapping[str, float], seeds: int) -> str:
     """The tables in Markdown."""
     figure = ranking_tables.figure
@@ -111,13 +119,19 @@ def page(found: Mapping[int, Mapping[str, Any]], classifier: Mapping[str, float]
             bounds, spread = f"[{low:+.3f}, {high:+.3f}]", figure(entry["spread"], ".3f")
             tested = [figure(entry["difference"], "+.3f"), bounds, figure(entry["p_value"], ".4f"), spread]
             lines.append([f"{count} labels, distill - {entry['against']}", entry["metric"], *tested])
+    unlabelled = ", ".join(
+        f"{figure(results['unlabelled'], '.1%')} with {count} labels" for count, results in found.items()
+    )
     header = ("", "metric", "difference", "95% interval", "p", "spread over seeds")
     about = (
-        f"Means over {seeds} seeds, on all of GoEmotions' test. The control is the same student, tuned on the same "
+        f"Means over {seeds} seeds, on all of GoEmotions' test. One draw of labelled texts; seeds vary initialisation, "
+        "order and synthesis. The control is the same student, tuned on the same "
         "labelled texts with as many steps; it has no stage before. The threshold is tuned on "
         f"{VALIDATION} texts of dev in every arm. The teacher is no language model: it labels by a classifier that was "
         f"trained on GoEmotions' training labels, and gives as utterances comments of a disjoint pool of {POOL:,}, "
-        "chosen by that classifier's predictions; nobody's labels of the pool are read."
+        "chosen by that classifier's predictions; nobody's labels of the pool are read. Its intensities are the "
+        "classifier's probabilities, rescaled so that its tuned threshold is 0.5. Synthetic examples without a label "
+        f"once rounded: {unlabelled}."
     )
     return f"{recording.table(('', *METRICS), quality)}\n\n{recording.table(header, lines)}\n\n{about}"
 
@@ -158,7 +172,11 @@ def main() -> int:
             shared = ["--compare", "--seeds", str(options.seeds), "--store", str((options.out / "store").absolute())]
             folder = options.out / f"labels-{count}"
             runs.run([*plugin, str(data.absolute()), *shared, *runs.settings_arguments(settings)], folder)
-            found[count] = {"quality": means(folder), "differences": differences(folder, options.seeds)}
+            found[count] = {
+                "quality": means(folder),
+                "differences": differences(folder, options.seeds),
+                "unlabelled": unlabelled_share(folder, "hard-labels", options.seeds),
+            }
 
     config = tomllib.loads((options.out / f"labels-{options.labels[0]}" / "config.toml").read_text(encoding="utf-8"))
     result = {

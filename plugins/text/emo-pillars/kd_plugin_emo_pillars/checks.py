@@ -40,7 +40,8 @@ QUOTED = 4
 
 ARTICLES = frozenset(("a", "an", "the", "of", "and"))
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-SENTENCE = re.compile(r"[.!?]+(?=\s|[\"'”’)]|$)")
+SENTENCE = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?]+(?=\s|[\"'”’)]|$)")
+"""The end of a sentence, but not the full stop of a title."""
 
 
 def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:

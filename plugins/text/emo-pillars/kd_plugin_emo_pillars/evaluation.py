@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from kd_plugin_emo_pillars.checks import Labels
 from kd_plugin_emo_pillars.students import logits
-from kd_plugin_emo_pillars.thresholds import best_threshold, class_f1, linearised_macro_f1, linearised_micro_f1
+from kd_plugin_emo_pillars.thresholds import best_threshold, linearised_macro_f1, linearised_micro_f1, macro_f1
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
 from kdcore.errors import RejectedError
@@ -75,7 +75,7 @@ def measure_student(run: Run, student: Any, labels: Sequence[str], split: str, i
 def measure_labels(
     predicted: Booleans, examples: Sequence[Example], labels: Sequence[str], details: dict[str, Any]
 ) -> list[Metric]:
-    """Macro-F1 with the figures of each class, and micro-F1.
+    """Macro-F1 over the labels that the examples have, with the figures of each class, and micro-F1.
 
     :param predicted: (examples, classes).
     :param details: further facts about the macro-F1.
@@ -95,7 +95,7 @@ def measure_labels(
     return [
         Metric(
             "macro_f1",
-            float(class_f1(predicted, gold).mean()),
+            macro_f1(predicted, gold),
             "higher",
             samples=_by_id(examples, macro),
             details={**details, "classes": classes},

@@ -13,6 +13,7 @@ from kdcore.data.labels import read_labels, split_off
 from kdcore.data.tables import Row, read_splits
 from kdcore.errors import InputError
 from kdcore.recipe import Example
+from kdcore.synthesis.quality import normalised
 
 __all__ = ["Columns", "read_labelled"]
 
@@ -44,12 +45,12 @@ def read_labelled(
 ) -> dict[str, list[Example]]:
     """The splits of a folder of tables; each example has ``text``, ``context`` and ``labels``, label to 1.0.
 
-    A label is a name of the taxonomy, a word that it maps, or an index. A label cell holds several names or indices
-    with the separator between them, a list of them, or a mapping of names to intensities in 0..1. A row without labels
-    has none of the emotions.
+    A label is a name of the taxonomy, a word that it maps, or an index: an integer, or digits that are no name. A label
+    cell holds several names or indices with the separator between them, a list of them, or a mapping of names to
+    intensities in 0..1. A row without labels has none of the emotions.
 
-    :param needs: the splits that must be there. Where validation is not, it is held out of train, whole groups at a
-        time where the rows have groups.
+    :param needs: the splits that must be there. Where validation is not, it is held out of train: rows of one group
+        together, and of those without a group equal texts (case and white space aside).
     :raises InputError: a table or label cannot be used; the message names file and line.
     """
     tables = read_splits(folder, columns.mapping(), needs=needs, may_be_empty=OPTIONAL)
@@ -72,14 +73,18 @@ def _refuse_absent(folder: Path, columns: Columns, tables: Mapping[str, Sequence
             raise InputError(f"{folder}: no row has a value of {field!r} in the column {column!r}: name another column")
 
 
-def _held_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    groups = sorted({str(row["group"]) for row in rows if row.get("group")})
-    if not groups:
-        return split_off(rows, share, seed, label=None)
-    _, held = split_off([{"group": group} for group in groups], share, seed, label=None)
-    chosen = {each["group"] for each in held}
-    stay = [row for row in rows if str(row.get("group")) not in chosen]
-    return stay, [row for row in rows if str(row.get("group")) in chosen]
+def _held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """The rows that stay and those held out: a share of the groups, or of the texts where rows have no group."""
+    units = [_unit(row) for row in rows]
+    _, held = split_off([{"unit": unit} for unit in sorted(set(units))], share, seed, label=None)
+    chosen = {each["unit"] for each in held}
+    stay = [row for row, unit in zip(rows, units) if unit not in chosen]
+    return stay, [row for row, unit in zip(rows, units) if unit in chosen]
+
+
+def _unit(row: Row) -> tuple[str, str]:
+    group = _text(row, "group")
+    return ("group", group) if group else ("text", normalised(_text(row, "text")))
 
 
 def _example(row: Row, name: str, taxonomy: Taxonomy, names: Sequence[str], columns: Columns) -> Example:
@@ -111,15 +116,24 @@ def _given(row: Row, separator: str) -> list[tuple[Any, float]]:
 
 def _label(given: Any, row: Row, taxonomy: Taxonomy, names: Sequence[str], columns: Columns) -> str:
     name = given.strip() if isinstance(given, str) else given
-    if isinstance(name, str) and name.isdecimal():
-        name = int(name)
-    if isinstance(name, int) and not isinstance(name, bool):
-        if not 0 <= name < len(names):
+    if _is_index(name, taxonomy, names):
+        if not 0 <= int(name) < len(names):
             raise InputError(f"{row.place}: the label {name} is none of 0 to {len(names) - 1}: mend it, or label_names")
-        name = names[name]
-    label = taxonomy.label(str(name)) or taxonomy.mapped(str(name))
+        name = names[int(name)]
+    label = _known(str(name), taxonomy)
     if label is None:
         source = f" (of {columns.label_names})" if columns.label_names else ""
         advice = "mend it, or add a line 'word -> label' to a taxonomy file"
         raise InputError(f"{row.place}: {taxonomy.unknown(str(name))}{source}: {advice}")
     return label
+
+
+def _is_index(given: Any, taxonomy: Taxonomy, names: Sequence[str]) -> bool:
+    """Whether it is an integer, or digits that are no name."""
+    if isinstance(given, str):
+        return given.isdecimal() and given not in names and _known(given, taxonomy) is None
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
+def _known(name: str, taxonomy: Taxonomy) -> str | None:
+    return taxonomy.label(name) or taxonomy.mapped(name)

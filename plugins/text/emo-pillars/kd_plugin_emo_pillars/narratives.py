@@ -14,7 +14,7 @@ from kdcore.errors import InputError
 __all__ = ["Passage", "passages_of", "read_stories"]
 
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+")
+SENTENCE = re.compile(r"\S.*?(?:[.!?][\"'”’)]*(?=\s)|$)")
 
 
 @frozen
@@ -88,7 +88,7 @@ def _pieces(paragraph: str, words: int) -> Iterator[str]:
         if paragraph:
             yield paragraph
         return
-    for sentence in SENTENCE_END.split(paragraph):
+    for sentence in SENTENCE.findall(paragraph):
         split: Sequence[str] = sentence.split()
         for start in range(0, len(split), words):
             yield " ".join(split[start : start + words])

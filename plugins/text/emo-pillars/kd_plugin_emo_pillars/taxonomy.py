@@ -19,6 +19,9 @@ __all__ = ["GOEMOTIONS", "Taxonomy", "read_taxonomy"]
 GOEMOTIONS = "goemotions"
 ARROW = "->"
 
+NAMES_NOTHING = frozenset(("none",))
+"""Words that tables and teachers write for a label, but that name no emotion in a sentence."""
+
 
 @frozen(slots=False, eq=False)
 class Taxonomy:
@@ -52,14 +55,18 @@ class Taxonomy:
     def _patterns(self) -> dict[str, re.Pattern[str]]:
         names: dict[str, list[str]] = {label: [_folded(label)] for label in self.labels}
         for word, label in self.words.items():
-            names[label].append(word)
+            if word not in NAMES_NOTHING:
+                names[label].append(word)
         return {
             label: re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
             for label, words in names.items()
         }
 
     def named(self, label: str, text: str) -> str:
-        """The word of a text that names the label, itself or a word mapped to it; ``""`` where none does."""
+        """The word of a text that names the label, itself or a word mapped to it; ``""`` where none does.
+
+        ``none`` names nothing, whatever it is mapped to.
+        """
         found = self._patterns[label].search(text)
         return found[0] if found else ""
 

@@ -52,6 +52,9 @@ def test_context() -> None:
     utterance = "I never thought you would come back."
     context = "It is night. Anna opens the door, and Dr. Lee stands there."
     assert checks.check_context({"context": context}, utterance) == context
+    titles = "Mr. Fox met Mrs. Crow by the tree. He wants her cheese. Dr. Owl and Ms. Hen of St. Ives look on."
+    assert checks.check_context({"context": titles}, utterance) == titles
+    refused("too many sentences", checks.check_context, {"context": f"{titles} So what?"}, utterance)
     refused("empty context", checks.check_context, {"context": "?"}, utterance)
     refused("too many sentences", checks.check_context, {"context": "One. Two. Three. Four."}, utterance)
     refused("long context", checks.check_context, {"context": "la " * 101}, utterance)

@@ -79,6 +79,22 @@ def test_label_names_of_a_second_data_set_are_mapped(tmp_path: Path) -> None:
         labels_of(tmp_path, '{"text": "t", "labels": [1]}\n', Columns(label_names=str(names)))
 
 
+def test_digits_are_a_name_where_there_is_one_and_an_index_elsewhere(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    mapping = tmp_path / "mapping.txt"
+    names.write_text("1\n2\n3\n", encoding="utf-8")
+    mapping.write_text("1 -> anger\n2 -> joy\n3 -> fear\n", encoding="utf-8")
+    taxonomy = read_taxonomy(str(mapping))
+    rows = '{"text": "a", "labels": ["1"]}\n{"text": "b", "labels": "2, 0"}\n{"text": "c", "labels": [1]}\n'
+    tables(tmp_path, train=rows, validation=ROWS, test=ROWS)
+    for columns in (Columns(label_names=str(names)), COLUMNS):
+        splits = read_labelled(tmp_path, columns, taxonomy, needs=("train",), validation_share=0.25, seed=0)
+        named, several, index = (set(example["labels"]) for example in splits["train"])
+        assert named == {"anger"}
+        assert "joy" in several
+        assert index == ({"joy"} if columns.label_names else {"amusement"})
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -101,6 +117,15 @@ def test_validation_is_held_out_of_train(tmp_path: Path) -> None:
     assert len(texts["train"]) == 6
     assert len(texts["validation"]) == 2
     assert not texts["train"] & texts["validation"]
+
+
+def test_equal_texts_are_held_out_together(tmp_path: Path) -> None:
+    rows = "".join(f'{{"text": "{text}", "labels": "joy"}}\n' for n in range(8) for text in (f"t{n}", f" T{n} "))
+    for seed in range(5):
+        splits = read(tables(tmp_path, train=rows, test=ROWS), seed=seed)
+        train, held = ({example["text"].strip().lower() for example in splits[s]} for s in ("train", "validation"))
+        assert (len(train), len(held)) == (6, 2)
+        assert len(splits["validation"]) == 4
 
 
 def test_groups_are_held_out_whole(tmp_path: Path) -> None:

@@ -55,3 +55,9 @@ def test_long_paragraphs_are_cut_between_sentences_and_long_sentences_between_wo
     passages = [passage.text for passage in passages_of("s", text, 4)]
     assert passages == ["a b c.", "d e f g.", "h i j k", "l m n o", "p."]
     assert " ".join(passages).split() == text.split(), "nothing is lost"
+
+
+def test_quotes_close_with_the_sentence_that_they_are_in() -> None:
+    text = '"Go away!" said the Fox. (The Crow laughed.) "No," she said. “Why?”'
+    passages = [passage.text for passage in passages_of("s", text, 3)]
+    assert passages == ['"Go away!"', "said the Fox.", "(The Crow laughed.)", '"No," she said.', "“Why?”"]

@@ -36,7 +36,9 @@ def test_names_are_found_whatever_their_case() -> None:
     assert taxonomy.label("happiness") is None
     assert taxonomy.mapped("Happiness") == "joy"
     assert taxonomy.mapped("guilt") == "remorse"
-    assert taxonomy.mapped("weltschmerz") is None
+    assert taxonomy.mapped("none") == "neutral"
+    for word in ("other", "others", "weltschmerz"):
+        assert taxonomy.mapped(word) is None
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,9 @@ def test_names_are_found_whatever_their_case() -> None:
         ("love", "gloves and clover", ""),
         ("joy", "what a killjoy, enjoy", ""),
         ("fear", "I love this", ""),
+        ("neutral", "The other dog walks by the river.", ""),
+        ("neutral", "None of the others is here.", ""),
+        ("neutral", "I feel neutral about it.", "neutral"),
     ],
 )
 def test_a_word_names_its_own_emotion_only(label: str, text: str, word: str) -> None:
