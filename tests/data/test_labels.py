@@ -46,7 +46,7 @@ def test_indices_of_one_label_by_name_or_index():
 def test_names_that_are_numbers_win_over_indices():
     names = ["1", "2", "3"]
     assert label_indices([{"label": "2"}, {"label": 2}, {"label": 0}], names) == [1, 1, 0]
-    with pytest.raises(InputError, match="^row 1: label '0' is unknown; the labels are 1, 2, 3"):
+    with pytest.raises(InputError, match=r"^row 1: label '0' is unknown; the labels are 1, 2, 3"):
         label_indices([{"label": "3"}, {"label": "0"}], names, by_index=False)
 
 
@@ -56,7 +56,9 @@ def test_equal_rows_are_held_out_together():
         stay, held = split_off(rows, 0.3, seed)
         assert held
         assert not {row["text"] for row in stay} & {row["text"] for row in held}
-    alike = [{"text": text, "label": label} for n in range(20) for text, label in ((f"Hi {n}", "a"), (f" hi  {n}", "b"))]
+    alike = [
+        {"text": text, "label": label} for n in range(20) for text, label in ((f"Hi {n}", "a"), (f" hi  {n}", "b"))
+    ]
     stay, held = split_off(alike, 0.3, 0, identity="text")
     assert held
     assert not {row["text"].split()[1] for row in stay} & {row["text"].split()[1] for row in held}
