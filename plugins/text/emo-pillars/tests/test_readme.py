@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from kd_plugin_emo_pillars.losses import soft_binary_cross_entropy
 from kd_plugin_emo_pillars.taxonomy import read_taxonomy
 
 from kdcore.cli import main
+from kdcore.run import Run
 from kdcore.synthesis.prompts import templates
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -96,9 +96,10 @@ def test_the_configuration_is_printed(command: str, capsys: Any) -> None:
     assert ("Which emotions" if "--prompts" in command else "examples = 15") in printed
 
 
-def test_the_example_row_is_one(run: Callable[..., Path], data: Path) -> None:
+def test_the_example_row_is_read_without_a_setting(data: Path) -> None:
     [row] = re.findall(r"train\.jsonl +(\{.*\})", README)
     with (data / "train.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(json.loads(row)) + "\n")
-    folder = run(None, "examples=0", "context_column=context", data=data)
-    assert (folder / "result.json").is_file()
+    example = EmoPillars(examples=0).splits(Run(folder=data, data_path=str(data)))["train"][-1]
+    assert (example["text"], example["context"]) == ("You came back!", "may be missing")
+    assert example["labels"] == {"joy": 1.0, "surprise": 1.0}
