@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_the_settings_exist_and_have_these_defaults() -> None:
     assert [FIELDS[name].default for name in ("synthetic_epochs", "steps")] == [3, 160]
     for setting in re.findall(r"--set (\w+)=", README):
         assert setting in FIELDS
+
+
+def test_the_bundle_installs_the_demo_of_each_of_its_plugins() -> None:
+    bundle = Path(__file__).parents[2]
+    if not (bundle / "pyproject.toml").is_file():
+        pytest.skip("the package alone")
+    project = tomllib.loads((bundle / "pyproject.toml").read_text("utf-8"))["project"]
+    demos = {requirement.replace("[demo]", "") for requirement in project["optional-dependencies"]["demo"]}
+    assert demos == set(project["dependencies"])
+    assert all("[demo]" in requirement for requirement in project["optional-dependencies"]["demo"])
+    assert 'pip install "kd-plugin-text[demo]"\n' in (bundle / "README.md").read_text("utf-8")
 
 
 def test_the_calls_are_the_prompts() -> None:
