@@ -122,23 +122,31 @@ def latency(run: Run, student: Any, examples: Sequence[Example], item: Item) -> 
 def measure_teacher(run: Run, examples: Sequence[Example], labels: Sequence[str], ask: Ask) -> list[Metric]:
     """The teacher asked for the labels of texts, without an example of them: F1, share refused, latency and price.
 
-    A refused answer counts as no label. What has an intensity of at least 0.5 is predicted.
+    A refused answer counts as no label. What has an intensity of at least 0.5 is predicted. The first
+    `kdcore.timing.TIMED_INPUTS` texts are asked about one at a time, and the latency is the median of these. Latency
+    and price are those of the accepted answers alone: what is paid for a refused answer, or for one that was then
+    repaired, is in the journal only.
 
     :param examples: those it is asked about; the student's figures are of the whole split.
     :param ask: the teacher's `Labels` of an example.
     """
-    answers = list(run.map(partial(_answered, ask), examples))
+    answered = partial(_answered, ask)
+    alone = [answered(example) for example in examples[:TIMED_INPUTS]]
+    answers = [*alone, *run.map(answered, examples[TIMED_INPUTS:])]
     known = annotated(examples, labels)
     given = [answer.value if answer else Labels({}) for answer in answers]
     predicted = np.array([[each.intensities.get(label, 0.0) >= PRESENT for label in known] for each in given])
     accepted = [answer.completion for answer in answers if answer]
+    timed = [answer.completion.seconds for answer in alone if answer]
     metrics = measure_labels(predicted, examples, known, {"texts": len(examples)})
     metrics.append(Metric("rejected", 1 - len(accepted) / len(answers), "lower"))
+    if timed:
+        details = {"texts": len(timed), "in_flight": 1}
+        metrics.append(Metric("latency_ms", 1000 * statistics.median(timed), "lower", details=details))
     if accepted:
-        seconds = [completion.seconds for completion in accepted]
         price = statistics.fmean(completion.price for completion in accepted)
-        metrics.append(Metric("latency_ms", 1000 * statistics.median(seconds), "lower"))
-        metrics.append(Metric("price of 1,000 texts", 1000 * price, "lower"))
+        details = {"accepted_answers": len(accepted)}
+        metrics.append(Metric("price of 1,000 texts", 1000 * price, "lower", details=details))
     return metrics
 
 

@@ -15,8 +15,9 @@ from kdcore.errors import InputError
 from kdcore.recipe import Example
 from kdcore.synthesis.quality import normalised
 
-__all__ = ["Columns", "read_labelled"]
+__all__ = ["CONTEXT", "Columns", "read_labelled"]
 
+CONTEXT = "context"
 OPTIONAL = ("context", "group", "labels")
 
 
@@ -24,19 +25,30 @@ OPTIONAL = ("context", "group", "labels")
 class Columns:
     """Which column of a table holds what; an empty name: the table has no such column.
 
+    :param context: its default, `CONTEXT`, may be missing.
     :param label_names: file of the names that indices in ``labels`` count, one a line; empty: the taxonomy's labels.
     """
 
     text: str = "text"
     labels: str = "labels"
-    context: str = ""
+    context: str = CONTEXT
     group: str = ""
     separator: str = ","
     label_names: str = ""
 
     def mapping(self) -> dict[str, str]:
-        """Field of a row to its column."""
-        named = {"text": self.text, "labels": self.labels, "context": self.context, "group": self.group}
+        """Field of a row to its column; the default context only where columns have names, and it is no other's."""
+        needed = self.needed()
+        numbered = all(column.isdecimal() for column in needed.values())
+        if self.context != CONTEXT or CONTEXT in needed.values() or numbered:
+            return needed
+        return {**needed, "context": CONTEXT}
+
+    def needed(self) -> dict[str, str]:
+        """Field of a row to its column, for those that are told: all but the default context."""
+        named = {"text": self.text, "labels": self.labels, "group": self.group}
+        if self.context != CONTEXT:
+            named["context"] = self.context
         return {field: column for field, column in named.items() if column}
 
 
@@ -53,8 +65,7 @@ def read_labelled(
         together, and of those without a group equal texts (case and white space aside).
     :raises InputError: a table or label cannot be used; the message names file and line.
     """
-    tables = read_splits(folder, columns.mapping(), needs=needs, may_be_empty=OPTIONAL)
-    _refuse_absent(folder, columns, tables)
+    tables = _tables(folder, columns, needs)
     if "validation" not in tables:
         if "train" not in tables:
             raise InputError(f"{folder}: no validation split, on which the threshold is tuned: add validation.jsonl")
@@ -66,9 +77,22 @@ def read_labelled(
     }
 
 
-def _refuse_absent(folder: Path, columns: Columns, tables: Mapping[str, Sequence[Row]]) -> None:
+def _tables(folder: Path, columns: Columns, needs: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows of each split; without contexts where a table lacks their default column."""
+    mapping, needed = columns.mapping(), columns.needed()
+    try:
+        tables = read_splits(folder, mapping, needs=needs, may_be_empty=OPTIONAL)
+    except InputError as error:
+        if mapping == needed or f"no column {CONTEXT!r}" not in str(error):
+            raise
+        tables = read_splits(folder, needed, needs=needs, may_be_empty=OPTIONAL)
+    _refuse_absent(folder, needed, tables)
+    return tables
+
+
+def _refuse_absent(folder: Path, mapping: Mapping[str, str], tables: Mapping[str, Sequence[Row]]) -> None:
     """Rows may lack what is optional, but a column that none of them has is named wrongly."""
-    for field, column in columns.mapping().items():
+    for field, column in mapping.items():
         if not any(row[field] not in ("", []) for rows in tables.values() for row in rows):
             raise InputError(f"{folder}: no row has a value of {field!r} in the column {column!r}: name another column")
 

@@ -14,7 +14,7 @@ from attrs import frozen
 from kd_plugin_emo_pillars import evaluation, synthesis
 from kd_plugin_emo_pillars.checks import OutOfTaxonomy
 from kd_plugin_emo_pillars.demo import demo_folder, demo_stories
-from kd_plugin_emo_pillars.labelled import Columns, read_labelled
+from kd_plugin_emo_pillars.labelled import CONTEXT, Columns, read_labelled
 from kd_plugin_emo_pillars.losses import soft_binary_cross_entropy
 from kd_plugin_emo_pillars.narratives import Passage, passages_of, read_stories
 from kd_plugin_emo_pillars.students import build_student, encode, load_tokenizer, logits, targets
@@ -94,7 +94,7 @@ class EmoPillars:
 
     text_column: str = option("text", "column of the utterances; a number where the tables have no header")
     labels_column: str = option("labels", "column of the labels: names or indices")
-    context_column: str = option("", "column of the contexts, if there is one")
+    context_column: str = option(CONTEXT, "column of the contexts; the default may be missing, empty: none")
     group_column: str = option("", "column of what may not be in two splits (story, dialogue), if there is one")
     label_separator: str = option(",", "what stands between the labels of one cell")
     label_names: str = option("", "file of the names that indices count, one a line; empty: those of the taxonomy")

@@ -67,6 +67,24 @@ def test_csv_and_tsv_with_declared_columns(tmp_path: Path) -> None:
     assert splits["validation"][0]["labels"] == {"annoyance": 1.0, "approval": 1.0}
 
 
+def test_the_default_context_is_read_where_the_tables_have_it(tmp_path: Path) -> None:
+    with_it, without = '{"text": "a", "labels": 17, "context": "It rains."}\n', '{"text": "b", "labels": 17}\n'
+    splits = read(tables(tmp_path, train=with_it + without, validation=ROWS, test=ROWS))
+    assert [example["context"] for example in splits["train"]] == ["It rains.", ""]
+    for name, header in (("lines", "text,labels,context\n"), ("bare", "text,labels\n")):
+        (tmp_path / name).mkdir()
+        row = "c,17,It rains.\n" if "context" in header else "c,17\n"
+        table = dict.fromkeys(("train", "validation", "test"), header + row)
+        [example] = read(tables(tmp_path / name, "csv", **table))["train"]
+        assert example["context"] == ("It rains." if "context" in header else "")
+    [example] = read(tmp_path / "lines", Columns(text="context"))["train"]
+    assert (example["text"], example["context"]) == ("It rains.", "")
+    with pytest.raises(InputError, match="no column 'situation' for 'context'"):
+        read(tmp_path / "bare", Columns(context="situation"))
+    with pytest.raises(InputError, match="no column 'body' for 'text'"):
+        read(tmp_path / "bare", Columns(text="body"))
+
+
 def test_label_names_of_a_second_data_set_are_mapped(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("anger\nshame\nguilt\n", encoding="utf-8")

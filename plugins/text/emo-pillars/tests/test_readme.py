@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kd_plugin_emo_pillars.losses import soft_binary_cross_entropy
 from kd_plugin_emo_pillars.taxonomy import read_taxonomy
 
 from kdcore.cli import main
+from kdcore.run import Run
 from kdcore.synthesis.prompts import templates
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -42,6 +43,17 @@ def test_the_settings_exist_and_have_these_defaults() -> None:
     assert [FIELDS[name].default for name in ("synthetic_epochs", "steps")] == [3, 160]
     for setting in re.findall(r"--set (\w+)=", README):
         assert setting in FIELDS
+
+
+def test_the_bundle_installs_the_demo_of_each_of_its_plugins() -> None:
+    bundle = Path(__file__).parents[2]
+    if not (bundle / "pyproject.toml").is_file():
+        pytest.skip("the package alone")
+    project = tomllib.loads((bundle / "pyproject.toml").read_text("utf-8"))["project"]
+    demos = {requirement.replace("[demo]", "") for requirement in project["optional-dependencies"]["demo"]}
+    assert demos == set(project["dependencies"])
+    assert all("[demo]" in requirement for requirement in project["optional-dependencies"]["demo"])
+    assert 'pip install "kd-plugin-text[demo]"\n' in (bundle / "README.md").read_text("utf-8")
 
 
 def test_the_calls_are_the_prompts() -> None:
@@ -96,9 +108,10 @@ def test_the_configuration_is_printed(command: str, capsys: Any) -> None:
     assert ("Which emotions" if "--prompts" in command else "examples = 15") in printed
 
 
-def test_the_example_row_is_one(run: Callable[..., Path], data: Path) -> None:
+def test_the_example_row_is_read_without_a_setting(data: Path) -> None:
     [row] = re.findall(r"train\.jsonl +(\{.*\})", README)
     with (data / "train.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(json.loads(row)) + "\n")
-    folder = run(None, "examples=0", "context_column=context", data=data)
-    assert (folder / "result.json").is_file()
+    example = EmoPillars(examples=0).splits(Run(folder=data, data_path=str(data)))["train"][-1]
+    assert (example["text"], example["context"]) == ("You came back!", "may be missing")
+    assert example["labels"] == {"joy": 1.0, "surprise": 1.0}
