@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -173,15 +174,20 @@ class Run:
 
         Items whose ``fn`` raises `RejectedError` are left out. As many run at once as the stage's text teachers
         allow in flight; closing the iterator (as the engine does with a stream once it has enough) begins no more.
-        ``fn`` runs in threads: what is random in it is drawn before, in ``items``.
+        ``fn`` runs in threads, under the seals of the caller: what is random in it is drawn before, in ``items``.
 
         :param ahead: how many further items may be done before the first of their results is taken; by default as many
             as run at once. Where ``fn`` asks often, 0 wastes fewer answers at the end of a round, and waits more.
         """
         from kdcore.synthesis.ordered import map_in_order
 
+        context = copy_context()
+
+        def call(item: T) -> R:
+            return context.copy().run(fn, item)
+
         threads = self.teachers.in_flight if self.teachers is not None else 1
-        return map_in_order(fn, items, threads=threads, ahead=threads if ahead is None else ahead)
+        return map_in_order(call, items, threads=threads, ahead=threads if ahead is None else ahead)
 
     # Predictions
 

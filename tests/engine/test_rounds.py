@@ -1,5 +1,7 @@
 """The pool of a round: sealed before it is used, and read again after that."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +116,20 @@ def test_a_report_is_measured_once_and_only_when_read():
     assert measured == []
     assert report["f1"].value == 0.5
     assert (list(report), len(report), "f1" in report, "f2" in report) == (["f1"], 1, True, False)
+    assert measured == [1]
+
+
+def test_threads_that_first_read_the_report_together_measure_it_once():
+    measured = []
+
+    def validate():
+        measured.append(1)
+        time.sleep(0.05)
+        return {"f1": Metric("f1", 0.5)}
+
+    report = LazyReport(validate)
+    with ThreadPoolExecutor(4) as threads:
+        assert [metric.value for metric in threads.map(report.__getitem__, ["f1"] * 4)] == [0.5] * 4
     assert measured == [1]
 
 
