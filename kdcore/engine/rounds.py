@@ -63,7 +63,7 @@ class Rounds:
         synth = self.data.synth
         paths = [self.job.folder / "rounds" / f"{n}.jsonl" for n in range(number + 1)] if synth else []
         if synth is not None:
-            if not paths[-1].exists():
+            if not self.job.run.share(paths[-1].exists()):  # all draw and wait, or none
                 self._draw(number, paths, models, validate)
             if self.job.run.rank == 0:
                 write_synthesis(self.job.folder)

@@ -79,6 +79,17 @@ def test_a_sealed_round_is_never_drawn_again(tmp_path):
     assert told == [0, 1]
 
 
+def test_a_late_process_draws_what_the_first_has_just_sealed_and_waits_with_it(tmp_path, monkeypatch):
+    told, waits = [], []
+    rounds(tmp_path, Writing(told), Synth()).pool(0, MODELS, never)
+    late = rounds(tmp_path, Writing(told), Synth())
+    late.job.run.rank, late.job.run.world = 1, 2
+    monkeypatch.setattr(late.job.run, "share", lambda value: False)  # the first looked before it drew
+    late.job.accelerator.wait_for_everyone = lambda: waits.append(1)
+    assert ids(late.pool(0, MODELS, never)) == ["given", "told", "0/own", "0/llm"]
+    assert (told, waits) == ([0, 0], [1])
+
+
 def test_a_draw_that_fails_seals_nothing(tmp_path):
     @frozen
     class Failing:
