@@ -165,6 +165,21 @@ def test_modules_are_in_eval_mode_while_examples_are_drawn(tmp_path):
     assert MODELS.student.training
 
 
+@frozen
+class Copying:
+    """Two texts a round, each of them twice, under ids that every round has."""
+
+    @hookimpl
+    def data_synth(self, run):
+        yield from (Example({"n": f"{run.round}, {number // 2}"}, id=f"{number}") for number in range(4))
+
+
+def test_copies_are_left_out_whatever_ids_earlier_rounds_had(tmp_path):
+    made = rounds(tmp_path, Copying(), Synth(rounds=2, window=1, near=1), split=None)
+    for made.job.run.round in range(2):
+        assert ids(made.pool(made.job.run.round, MODELS, never)) == ["0", "2"]
+
+
 def test_what_equals_an_example_of_validation_or_test_is_left_out(tmp_path, caplog):
     with caplog.at_level("INFO", "kdcore"):
         pool = rounds(tmp_path, Numbers((7, 8, 9, 10), []), Synth(take=2)).pool(0, MODELS, never)
