@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -21,7 +22,7 @@ from kdcore.errors import InputError
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new one, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

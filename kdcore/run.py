@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -77,6 +79,8 @@ class Run:
         self.step = 0
         self.micro = 0
         self.memo: dict[str, Any] = {}
+        self._computing: dict[tuple[Path, str], threading.RLock] = {}
+        self._writing = threading.Lock()
         self.data: Splits
         self.stage_folders: dict[str, Path] = {}
         self._module: StepModule | None = None
@@ -173,15 +177,20 @@ class Run:
 
         Items whose ``fn`` raises `RejectedError` are left out. As many run at once as the stage's text teachers
         allow in flight; closing the iterator (as the engine does with a stream once it has enough) begins no more.
-        ``fn`` runs in threads: what is random in it is drawn before, in ``items``.
+        ``fn`` runs in threads, under the seals of the caller: what is random in it is drawn before, in ``items``.
 
         :param ahead: how many further items may be done before the first of their results is taken; by default as many
             as run at once. Where ``fn`` asks often, 0 wastes fewer answers at the end of a round, and waits more.
         """
         from kdcore.synthesis.ordered import map_in_order
 
+        context = copy_context()
+
+        def call(item: T) -> R:
+            return context.copy().run(fn, item)
+
         threads = self.teachers.in_flight if self.teachers is not None else 1
-        return map_in_order(fn, items, threads=threads, ahead=threads if ahead is None else ahead)
+        return map_in_order(call, items, threads=threads, ahead=threads if ahead is None else ahead)
 
     # Predictions
 
@@ -225,15 +234,20 @@ class Run:
     # Facts
 
     def remember(self, key: str, fn: Callable[[], T]) -> T:
-        """``fn()``, a JSON value, computed once and kept with the round, so that a resumed run sees the same."""
+        """``fn()``, a JSON value, computed once and kept with the round, so that a resumed run sees the same.
+
+        Threads that ask for one fact wait for the first of them; other facts are computed meanwhile.
+        """
         path = (self.stage_folder or self.folder) / "facts" / f"round-{self.round}.json"
-        facts: dict[str, Any] = self.share(read_json(path) if path.exists() else {})
-        if key not in facts:
-            facts[key] = self.share(json.loads(json.dumps(fn())))
-            if self.rank == 0:
-                write_json(path, facts)
-        value: T = facts[key]
-        return value
+        with self._computing.setdefault((path, key), threading.RLock()):
+            facts: dict[str, Any] = self.share(_read_facts(path))
+            if key not in facts:
+                facts[key] = self.share(json.loads(json.dumps(fn())))
+                if self.rank == 0:
+                    with self._writing:
+                        write_json(path, {**_read_facts(path), key: facts[key]})
+            value: T = facts[key]
+            return value
 
     def log(self, message: str) -> None:
         """Write one line to the run's event log (and to the terminal with ``--debug``)."""
@@ -264,3 +278,8 @@ class Run:
             result: T = self._module(lambda models: fn(model))
             return result
         return fn(model)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = read_json(path) if path.exists() else {}
+    return facts

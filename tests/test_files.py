@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +21,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_text(path, "half")
     assert read_json(path) == {"a": 1}
+
+
+def test_threads_that_replace_one_file_do_not_meet(tmp_path):
+    texts = [f"{number}" * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda text: write_text(tmp_path / "a", text), texts * 3))
+    assert (tmp_path / "a").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_is_replaced_when_the_block_ends_well(tmp_path):

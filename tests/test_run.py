@@ -1,3 +1,7 @@
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -42,3 +46,34 @@ def test_remembered_facts_outlive_the_process(tmp_path):
     assert again.remember("errors", lambda: 1 / 0) == {"ids": ["a", "b"]}
     again.round = 1
     assert again.remember("errors", lambda: 2) == 2
+
+
+def test_threads_remember_every_fact_and_compute_it_once(tmp_path):
+    run, computed = Run(folder=tmp_path), []
+
+    def compute(number):
+        computed.append(number)
+        time.sleep(0.005)
+        return number
+
+    def remember(number):
+        return run.remember(f"fact {number}", lambda: compute(number))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(remember, [*range(20)] * 2)) == [*range(20)] * 2
+    assert sorted(computed) == [*range(20)]
+    [path] = (tmp_path / "facts").iterdir()
+    assert json.loads(path.read_text()) == {f"fact {number}": number for number in range(20)}
+
+
+def test_a_fact_may_be_computed_from_others_and_in_threads(tmp_path):
+    run = Run(folder=tmp_path)
+
+    def total():
+        return sum(run.map(lambda number: run.remember(f"{number}", lambda: number), range(3))) + run.remember(
+            "more", lambda: 10
+        )
+
+    assert run.remember("total", total) == 13
+    again = Run(folder=tmp_path)
+    assert [again.remember(key, lambda: 1 / 0) for key in ("0", "1", "2", "more", "total")] == [0, 1, 2, 10, 13]

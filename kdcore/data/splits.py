@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from attrs import frozen
@@ -18,8 +20,17 @@ RESERVED = ("train", "validation", "test")
 SAMPLED_ABOVE = 100_000
 
 
+@frozen(eq=False)
+class _Seal:
+    names: tuple[str, ...]
+    when: str
+
+
+_lifted: ContextVar[tuple[_Seal, ...]] = ContextVar("lifted", default=())
+
+
 class Splits(Mapping[str, Sequence[Example]]):
-    """Split name to examples. Touching a sealed split raises `RunError`.
+    """Split name to examples. Touching a sealed split raises `RunError`, in whatever thread.
 
     ``train``, ``validation`` and ``test`` are what kdcore trains, monitors and reports on; other names
     (``corpus``) are the plugin's.
@@ -29,13 +40,15 @@ class Splits(Mapping[str, Sequence[Example]]):
 
     def __init__(self, splits: Mapping[str, Sequence[Example]]) -> None:
         self._splits = dict(splits)
-        self._sealed: dict[str, str] = {}
+        self._seals: tuple[_Seal, ...] = ()
+        self._sealing = threading.Lock()
         self._evaluated: dict[tuple[str, ...], dict[str, str]] = {}
         self.memo: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Sequence[Example]:
-        if name in self._sealed:
-            raise RunError(f"the {name} split was read {self._sealed[name]}; it must stay unseen there")
+        for seal in reversed(self._seals):
+            if name in seal.names and seal not in _lifted.get():
+                raise RunError(f"the {name} split was read {seal.when}; it must stay unseen there")
         if name not in self._splits:
             raise KeyError(f"no split {name!r}; there are: {', '.join(self._splits) or 'none'}")
         return self._splits[name]
@@ -51,22 +64,25 @@ class Splits(Mapping[str, Sequence[Example]]):
 
     @contextmanager
     def sealed(self, *names: str, when: str) -> Iterator[None]:
-        """Refuse reads of ``names`` inside the block; ``when`` completes the message."""
-        before = dict(self._sealed)
-        self._sealed.update(dict.fromkeys(names, when))
+        """Refuse reads of ``names`` in all threads while the block runs; ``when`` completes the message."""
+        seal = _Seal(names, when)
+        with self._sealing:
+            self._seals = (*self._seals, seal)
         try:
             yield
         finally:
-            self._sealed = before
+            with self._sealing:
+                self._seals = tuple(other for other in self._seals if other is not seal)
 
     @contextmanager
     def unsealed(self) -> Iterator[None]:
-        """Lift every seal inside the block (the engine's own validation)."""
-        before, self._sealed = self._sealed, {}
+        """Lift the present seals inside the block (the engine's own validation), for this thread and its `Run.map`."""
+        before = _lifted.get()
+        _lifted.set((*before, *self._seals))
         try:
             yield
         finally:
-            self._sealed = before
+            _lifted.set(before)
 
     def evaluated_as(self, example: Example, identity: Sequence[str]) -> str:
         """``"validation"`` or ``"test"`` where an example there equals this one, sealed or not; else ``""``.

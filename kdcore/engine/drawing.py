@@ -33,7 +33,6 @@ class Refusals:
         self.job, near = job, job.stage.data.synth.near
         self._pool: Duplicates | None = None
         self._evaluated: Duplicates | None = None
-        self._known: set[str] = set()
         if near is not None:
             from kdcore.synthesis.quality import Duplicates
 
@@ -46,12 +45,10 @@ class Refusals:
                         self._evaluated.add(example)
 
     def know(self, examples: Iterable[Example]) -> None:
-        """Examples of the pool."""
+        """Examples of the pool, now or in an earlier round."""
         if self._pool is not None:
             for example in examples:
-                if example.id not in self._known:
-                    self._known.add(example.id)
-                    self._pool.add(example)
+                self._pool.add(example)
 
     def __call__(self, example: Example) -> str:
         """The reason, or ""; what stands before its colon names the kind."""

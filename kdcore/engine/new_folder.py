@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shlex
 import time
+import tomllib
+from contextlib import closing
 from pathlib import Path
 
 from kdcore.config import Configuration
-from kdcore.errors import InputError
+from kdcore.errors import InputError, KDCoreError
+from kdcore.files import read_json
+from kdcore.synthesis.journal_file import JOURNAL, explained, open_existing
+from kdcore.synthesis.journal_totals import totals_of
 
 BEFORE_THE_START = {".lock", "events.log", "data.json", "identity.json"}
 
@@ -40,6 +45,20 @@ def make_folder(folder: Path) -> Path:
 
 
 def has_results(folder: Path) -> bool:
-    """Whether a run folder holds what a resumption would save: stored teacher outputs, a checkpoint, a done stage."""
+    """Whether a resumption would save something: stored teacher outputs, paid answers, a checkpoint, a done stage."""
     patterns = ("store/*/rows-*.index", "**/checkpoints/step-*", "**/done.json")
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
+    return any(True for pattern in patterns for _ in folder.glob(pattern)) or _has_paid_answers(folder)
+
+
+def _has_paid_answers(folder: Path) -> bool:
+    """Whether the run's journal, its own or that of ``--store``, holds an answer that it paid for, or is damaged."""
+    file = folder / "config.toml"
+    options = tomllib.loads(file.read_text(encoding="utf-8")).get("run", {}) if file.is_file() else {}
+    journal = Path(options.get("store") or folder / "store") / JOURNAL
+    if not journal.is_file():
+        return False
+    try:
+        with closing(open_existing(journal)) as connection, explained(journal):
+            return totals_of(connection, run=read_json(folder / "plan.json")["id"]).requests > 0
+    except KDCoreError:
+        return True

@@ -26,6 +26,7 @@ from kdcore.text_model import TextModel
 METHOD = "distill"
 STUDENT = "student"
 CONTROL = Arm("control", control=True)
+ORDER_WITHOUT_TEACHER = "the control's order has only the examples that no teacher made"
 
 
 @frozen(eq=False)
@@ -155,7 +156,7 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
         "plugins": [attrs.asdict(info) for info in configuration.infos.values()],
         "headline": {"name": plan.recipe.headline, "better": "higher"},
         "arms": [
-            {"name": arm.name, "control": arm.control, "because": arm.because, "set": dict(arm.set)}
+            {"name": arm.name, "control": arm.control, "because": _because(arm, plan), "set": dict(arm.set)}
             for arm in plan.arms
         ],
         "seeds": list(plan.seeds),
@@ -168,6 +169,12 @@ def plan_to_json(plan: Plan, configuration: Configuration, splits: Splits) -> di
         "id": secrets.token_hex(8),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _because(arm: Arm, plan: Plan) -> str:
+    """Why the arm is a fair comparison: what it declares; of the automatic control, what synthesis makes differ."""
+    synthesises = any(stage.data and stage.data.synth and not stage.shared for stage in plan.stages)
+    return ORDER_WITHOUT_TEACHER if arm is CONTROL and synthesises else arm.because
 
 
 def _public_name(teacher: Teacher) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,16 +26,18 @@ Validate = Callable[[], dict[str, Metric]]
 
 
 class LazyReport(Mapping[str, Metric]):
-    """The newest validation metrics, measured when first read (a method that never asks pays nothing)."""
+    """The newest validation metrics, measured once, when first read (a method that never asks pays nothing)."""
 
     def __init__(self, validate: Validate) -> None:
         self._validate = validate
         self._metrics: dict[str, Metric] | None = None
+        self._measuring = threading.RLock()
 
     def _measured(self) -> dict[str, Metric]:
-        if self._metrics is None:
-            self._metrics = self._validate()
-        return self._metrics
+        with self._measuring:
+            if self._metrics is None:
+                self._metrics = self._validate()
+            return self._metrics
 
     def __getitem__(self, name: str) -> Metric:
         return self._measured()[name]
@@ -60,7 +63,7 @@ class Rounds:
         synth = self.data.synth
         paths = [self.job.folder / "rounds" / f"{n}.jsonl" for n in range(number + 1)] if synth else []
         if synth is not None:
-            if not paths[-1].exists():
+            if not self.job.run.share(paths[-1].exists()):  # all draw and wait, or none
                 self._draw(number, paths, models, validate)
             if self.job.run.rank == 0:
                 write_synthesis(self.job.folder)

@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions of how far the training is, so that a resume has nothing to restore.
 
 A schedule is called before each optimiser step with a `TrainingProgress`, and gives the factor of every group's
-learning rate.
+learning rate. A warm-up, a share of all steps, lasts at least one step: the first has half the rate at most.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def cosine(warmup: float = 0.0) -> Schedule:
     """Rise linearly over the first ``warmup`` share of all steps, then fall along half a cosine to 0."""
 
     def factor(progress: float) -> float:
-        if progress < warmup:
-            return _warm(progress, warmup)
+        warmed = _warm(progress, warmup)
+        if warmed < 1:
+            return warmed
         return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
 
     return factor
@@ -162,7 +163,11 @@ def eden(
 
 
 def _warm(progress: float, warmup: float) -> float:
-    return min(1.0, progress / warmup) if warmup else 1.0
+    """The warm-up's factor; in the first step at most 1/2, what a warm-up of one step gives in its middle."""
+    if not warmup:
+        return 1.0
+    first = isinstance(progress, TrainingProgress) and progress.step == 0
+    return min(0.5 if first else 1.0, progress / warmup)
 
 
 def _require_progress(name: str, progress: float) -> None:

@@ -1,8 +1,10 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kdcore import Example, InputError, Splits
+from kdcore import Example, InputError, Run, Splits
 from kdcore.data.splits import example_from_json, example_to_json, inspect_splits
 from kdcore.errors import RunError
 
@@ -22,6 +24,57 @@ def test_a_sealed_split_cannot_be_read_and_opens_again():
         with pytest.raises(RunError):
             splits["test"]
     assert len(splits["test"]) == 1
+
+
+def test_a_seal_is_lifted_for_one_thread_only():
+    splits = Splits({"test": examples("b", "z")})
+    lifted = threading.Barrier(2, timeout=10)
+
+    def validate():
+        with splits.unsealed():
+            lifted.wait()
+            lifted.wait()
+            return len(splits["test"])
+
+    with ThreadPoolExecutor() as threads, splits.sealed("test", when="in training"):
+        validation = threads.submit(validate)
+        lifted.wait()
+        with pytest.raises(RunError, match="the test split was read in training"):
+            splits["test"]
+        lifted.wait()
+        assert validation.result() == 1
+
+
+def test_blocks_of_several_threads_that_overlap_leave_the_right_seals():
+    splits = Splits({"train": examples("a", "y"), "test": examples("b", "z")})
+    training = splits.sealed("test", when="in training")
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, training:
+        one, other = splits.unsealed(), splits.unsealed()
+        reading = splits.sealed("train", when="while it is counted")
+        for thread, step in (
+            (first, one.__enter__), (second, other.__enter__), (second, reading.__enter__),
+            (first, lambda: one.__exit__(None, None, None)), (second, lambda: other.__exit__(None, None, None)),
+        ):  # fmt: skip
+            thread.submit(step).result()
+        for thread in (first, second):
+            with pytest.raises(RunError, match="the test split was read in training"):
+                thread.submit(splits.__getitem__, "test").result()
+        with pytest.raises(RunError, match="the train split was read while it is counted"):
+            splits["train"]
+        second.submit(reading.__exit__, None, None, None).result()
+        assert len(splits["train"]) == 1
+    assert len(splits["test"]) == 1
+
+
+def test_threads_of_map_see_the_seals_of_who_called_it(tmp_path):
+    run = Run(folder=tmp_path)
+    run.data = Splits({"test": examples("b", "z")})
+    with run.data.sealed("test", when="in training"):
+        refused = run.map(lambda name: len(run.data[name]), ["test"])
+        with run.data.unsealed():
+            assert list(run.map(lambda name: len(run.data[name]), ["test"])) == [1]
+            with pytest.raises(RunError, match="the test split was read in training"):
+                list(refused)
 
 
 def test_leaks_and_duplicates_are_found_case_and_blanks_aside():

@@ -12,9 +12,12 @@ from kdcore.engine.experiment import execute as run
 from kdcore.engine.new_folder import has_results
 from kdcore.engine.training import Training
 from kdcore.errors import InputError
-from kdcore.files import read_json
+from kdcore.files import read_json, write_json, write_text
 from kdcore.plugins import load
+from kdcore.recipe import Teacher
 from kdcore.reports import terminal
+from kdcore.teachers.asking import Budget, TextTeachers
+from kdcore.toml import to_toml
 
 SOFT_LABELS = Path(__file__).parents[1] / "methods" / "soft_labels.py"
 
@@ -87,6 +90,23 @@ def test_a_folder_is_worth_resuming_once_something_was_paid_for(tmp_path, file, 
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).touch()
     assert has_results(tmp_path) is expected
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_answers_that_the_run_paid_for_are_worth_resuming(tmp_path, shared):
+    folder = tmp_path / "run"
+    store = tmp_path / "answers" if shared else folder / "store"
+    write_json(folder / "plan.json", {"id": "ours"})
+    options = {"store": str(store) if shared else ""}
+    write_text(folder / "config.toml", to_toml(configure([load(str(SOFT_LABELS))], None, [], options)))
+    for run_id, expected in (("theirs", False), ("ours", True)):
+        texts = TextTeachers(store, run_id, Budget())
+        assert (texts.journal.totals(run_id).requests, has_results(folder)) == (0, False)
+        texts.ask("rule", Teacher(text=lambda request: "an answer"), run_id)
+        texts.close()
+        assert has_results(folder) is expected
+    (store / "journal.sqlite").write_bytes(b"damaged")
+    assert has_results(folder)
 
 
 def test_one_process_may_run_configurations_of_several_precisions(execute):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from kdcore import Arm, Example, Recipe, Run, Splits, Stage, Target, Teacher, hookimpl, option
+from kdcore import Arm, Data, Example, Recipe, Run, Splits, Stage, Synth, Target, Teacher, hookimpl, option
 from kdcore.config import configure
 from kdcore.engine.dry_run import describe
 from kdcore.engine.plan import make_plan, plan_to_json, public_source
@@ -135,6 +135,27 @@ def test_the_plan_is_kept_as_json_without_this_machines_folders(tmp_path):
     assert stored["arms"][1] == {"name": "by-hand", "control": True, "because": CONTROL.because, "set": {}}
     assert stored["teachers"] == {"large": {"source": tmp_path.name, "stored": False}}
     assert str(tmp_path) not in json.dumps(stored)
+
+
+@pytest.mark.parametrize(
+    ("synth", "shared", "arm", "reason"),
+    [
+        (Synth(), "", None, "the control's order has only the examples that no teacher made"),
+        (None, "", None, ""),
+        (Synth(), "arms", None, ""),
+        (Synth(), "", CONTROL, CONTROL.because),
+    ],
+)
+def test_the_automatic_control_of_a_method_that_synthesises_has_a_reason(monkeypatch, synth, shared, arm, reason):
+    def recipe(self, run):
+        data = Data(item=lambda example: {}, synth=synth)
+        stage = Stage(name="distil", loop=lambda *_: [], build=lambda run: {}, data=data, shared=shared)
+        return Recipe(stages=[stage], data=lambda run: SPLITS, headline="f1", arms=[arm] if arm else [])
+
+    configuration = configured(compare=True)
+    monkeypatch.setattr(type(configuration.plugins["method"]), "recipe", hookimpl(recipe))
+    plan = plan_to_json(make_plan(configuration, Run(folder=Path())), configuration, SPLITS)
+    assert [each["because"] for each in plan["arms"]] == ["", reason]
 
 
 def test_a_dry_run_says_how_often_each_stage_is_done():

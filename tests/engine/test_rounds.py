@@ -1,5 +1,7 @@
 """The pool of a round: sealed before it is used, and read again after that."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +79,17 @@ def test_a_sealed_round_is_never_drawn_again(tmp_path):
     assert told == [0, 1]
 
 
+def test_a_late_process_draws_what_the_first_has_just_sealed_and_waits_with_it(tmp_path, monkeypatch):
+    told, waits = [], []
+    rounds(tmp_path, Writing(told), Synth()).pool(0, MODELS, never)
+    late = rounds(tmp_path, Writing(told), Synth())
+    late.job.run.rank, late.job.run.world = 1, 2
+    monkeypatch.setattr(late.job.run, "share", lambda value: False)  # the first looked before it drew
+    late.job.accelerator.wait_for_everyone = lambda: waits.append(1)
+    assert ids(late.pool(0, MODELS, never)) == ["given", "told", "0/own", "0/llm"]
+    assert (told, waits) == ([0, 0], [1])
+
+
 def test_a_draw_that_fails_seals_nothing(tmp_path):
     @frozen
     class Failing:
@@ -117,6 +130,20 @@ def test_a_report_is_measured_once_and_only_when_read():
     assert measured == [1]
 
 
+def test_threads_that_first_read_the_report_together_measure_it_once():
+    measured = []
+
+    def validate():
+        measured.append(1)
+        time.sleep(0.05)
+        return {"f1": Metric("f1", 0.5)}
+
+    report = LazyReport(validate)
+    with ThreadPoolExecutor(4) as threads:
+        assert [metric.value for metric in threads.map(report.__getitem__, ["f1"] * 4)] == [0.5] * 4
+    assert measured == [1]
+
+
 @frozen
 class Numbers:
     """One example for each number, with the round's number before its id."""
@@ -136,6 +163,21 @@ def test_modules_are_in_eval_mode_while_examples_are_drawn(tmp_path):
     rounds(tmp_path, Numbers((1,), told), Synth()).pool(0, MODELS, never)
     assert told == [(False, True)]
     assert MODELS.student.training
+
+
+@frozen
+class Copying:
+    """Two texts a round, each of them twice, under ids that every round has."""
+
+    @hookimpl
+    def data_synth(self, run):
+        yield from (Example({"n": f"{run.round}, {number // 2}"}, id=f"{number}") for number in range(4))
+
+
+def test_copies_are_left_out_whatever_ids_earlier_rounds_had(tmp_path):
+    made = rounds(tmp_path, Copying(), Synth(rounds=2, window=1, near=1), split=None)
+    for made.job.run.round in range(2):
+        assert ids(made.pool(made.job.run.round, MODELS, never)) == ["0", "2"]
 
 
 def test_what_equals_an_example_of_validation_or_test_is_left_out(tmp_path, caplog):

@@ -18,8 +18,22 @@ from kdcore.files import read_json
 @pytest.mark.parametrize("make", [constant, linear, cosine, lambda warmup: plateau(warmup=warmup)])
 def test_warm_up_rises_linearly_to_one(make):
     schedule = make(warmup=0.2)
-    assert [schedule(TrainingProgress(p, step=0)) for p in (0.0, 0.05, 0.1)] == pytest.approx([0.0, 0.25, 0.5])
-    assert schedule(TrainingProgress(0.2, step=0)) == pytest.approx(1.0)
+    assert [schedule(TrainingProgress(p, step=1)) for p in (0.0, 0.05, 0.1)] == pytest.approx([0.0, 0.25, 0.5])
+    assert schedule(TrainingProgress(0.2, step=1)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("make", [constant, linear, cosine, lambda warmup: plateau(warmup=warmup)])
+def test_a_warm_up_lasts_at_least_one_step(make):
+    def rates(steps, warmup):
+        states = (TrainingState(step=step) for step in range(steps))
+        return [make(warmup)(TrainingProgress.of(state, steps, rounds=1, epoch_steps=steps)) for state in states]
+
+    for steps in (3, 9):
+        short, none = rates(steps, 0.1), rates(steps, 0.0)
+        assert short[0] == 0.5 < none[0]
+        assert short[1:] == pytest.approx(none[1:], abs=0.1)
+    assert rates(10, 0.1)[0] == 0.5
+    assert rates(10, 0.25)[:2] == [0.05 / 0.25, 0.15 / 0.25]
 
 
 def test_how_they_fall():

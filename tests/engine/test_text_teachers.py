@@ -16,6 +16,7 @@ from kdcore.engine.experiment import execute as run
 from kdcore.errors import BudgetError, RunError
 from kdcore.files import read_json
 from kdcore.plugins import load
+from kdcore.reports.summary import fairness, summarise
 from kdcore.teachers.asking import TextTeachers
 from kdcore.testing.language_server import LanguageServer
 
@@ -94,6 +95,16 @@ def test_the_control_asks_nobody(execute, server, monkeypatch):
     assert sum(server.answered.values()) == answered
     assert bits(again, "control") == bits(folder, "control")
     assert bits(again) == bits(folder)
+
+
+def test_the_controls_other_order_has_its_reason(execute, server):
+    folder = execute(*at(server, rounds=1, take=2), "steps=1", plugins=METHOD, compare=True)
+    summary = summarise(folder)
+    [entry] = summary.headline
+    assert entry["equal"] == {"initial_weights": True, "order": False, "steps": True}
+    reason = "the control's order has only the examples that no teacher made"
+    assert fairness(entry).endswith(f"; because {reason}")
+    assert summary.sentences[-1] == f"Not the same in both arms: order ({reason})."
 
 
 def test_a_budget_stops_the_run_and_a_larger_one_goes_on(execute, server, tmp_path, capsys):
