@@ -49,6 +49,7 @@ class Line:
     :param kind: what the subject is.
     :param seeds: how many seeds are averaged; 0 for a teacher or a yardstick.
     :param latency_ms: mean over seeds, in milliseconds.
+    :param examples: how many the headline was measured on; 0 where it has no values by example.
     :param smaller: the teacher's bytes on disk divided by this one's.
     :param faster: the teacher's latency divided by this one's.
     """
@@ -62,6 +63,7 @@ class Line:
     parameters: int | None
     bytes: int | None
     latency_ms: float | None
+    examples: int = 0
     smaller: float | None = None
     faster: float | None = None
 
@@ -155,7 +157,12 @@ class Summary:
                 continue
             top, ours, theirs = (line.metrics[name].mean for line in (teacher, student, control))
             sign = 1 if better == "higher" else -1
-            sentence = f"The teacher {teacher.label} reaches {number(top)}"
+            on = (
+                f" on {teacher.examples} of {student.examples} examples"
+                if 0 < teacher.examples < student.examples
+                else ""
+            )
+            sentence = f"The teacher {teacher.label} reaches {number(top)}{on}"
             if sign * (ours - top) >= 0:
                 sentence += ", no better than its student"
             elif sign * (top - theirs) > 0 and sign * (ours - theirs) > 0:
@@ -373,6 +380,7 @@ def _line(run: RunFolder, rows: list[Evaluated], reference: Evaluated | None, ma
         parameters=first.parameters,
         bytes=first.bytes,
         latency_ms=latency,
+        examples=len(first.metrics[run.headline].samples or ()) if run.headline in first.metrics else 0,
         smaller=_ratio(reference.bytes, first.bytes) if measured and reference else None,
         faster=_ratio(reference.latency_ms, latency) if measured and reference else None,
     )

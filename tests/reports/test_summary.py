@@ -32,6 +32,17 @@ def test_a_run_whose_student_beats_its_control(run_folder):
     assert "3 seeds, 300 test examples" in summary.sentences[0]
 
 
+def test_a_teacher_that_was_asked_for_fewer_examples_than_its_student_is_said_to_be(run_folder):
+    def keep_six(evaluation):
+        samples = evaluation["rows"][0]["metrics"]["accuracy"]["samples"]
+        evaluation["rows"][0]["metrics"]["accuracy"]["samples"] = dict(list(samples.items())[:6])
+
+    assert " examples" not in summarise(run_folder).sentences[1]
+    edit(run_folder / "teachers" / "large" / "evaluation.json", keep_six)
+    [told] = [words for words in summarise(run_folder).sentences if words.startswith("The teacher large reaches")]
+    assert " on 6 of 300 examples" in told
+
+
 def test_a_yardstick_is_listed_and_is_no_teacher(run_folder):
     edit(run_folder / "plan.json", lambda plan: plan.update(yardsticks=["majority"]))
     place = run_folder / "yardsticks" / "majority"
