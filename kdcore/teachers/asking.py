@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import asdict, define, evolve, field, frozen
 
-from kdcore.errors import BudgetError, PluginError, RejectedError
+from kdcore.errors import BudgetError, InputError, PluginError, RejectedError
 from kdcore.recipe import Teacher
 from kdcore.synthesis.ordered import refuse_if_stopped
+from kdcore.synthesis.slots import plain
 from kdcore.teachers.text import Attachment, Completion, Request, TextClient
 from kdcore.text_model import TextModel
 
@@ -157,15 +158,18 @@ class TextTeachers:
     ) -> Answer:
         """One checked answer; see `kdcore.run.Run.ask`."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
-        request = Request(
-            model=model_name(name, teacher),
-            messages=messages,
-            parameters={**_parameters(teacher), **(parameters or {})},
-            schema=schema,
-            attachments=tuple(attachments),
-            identity=_identity(teacher),
-            sample=sample,
-        )
+        try:
+            request = Request(
+                model=model_name(name, teacher),
+                messages=messages,
+                parameters=plain({**_parameters(teacher), **(parameters or {})}, "parameters"),
+                schema=None if schema is None else plain(schema, "schema"),
+                attachments=tuple(attachments),
+                identity=_identity(teacher),
+                sample=sample,
+            )
+        except TypeError as error:
+            raise InputError(f"teacher {name}: {error}") from None
         completion = self._complete(name, teacher, request)
         try:
             return self._answer(name, request, completion, check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,14 @@ class Attachment:
     data: bytes = field(repr=False)
 
 
+def _whole(number: Any) -> int:
+    """A plain integer: the journal stores no other."""
+    try:
+        return int(operator.index(number))
+    except TypeError:
+        raise TypeError(f"sample is {number!r}: give an integer") from None
+
+
 @frozen(kw_only=True)
 class Request:
     """One question, with all that its answer depends on but chance.
@@ -37,7 +46,8 @@ class Request:
     :param schema: the JSON schema that the answer must satisfy; None: free text.
     :param attachments: go with the last message.
     :param identity: anything else that tells the model from others of its name.
-    :param sample: tells apart several answers to the same question.
+    :param sample: an integer of any type, which tells apart several answers to the same question.
+    :raises TypeError: ``sample`` is no integer.
     """
 
     model: str
@@ -46,7 +56,7 @@ class Request:
     schema: Mapping[str, Any] | None = None
     attachments: Sequence[Attachment] = ()
     identity: str = ""
-    sample: int = 0
+    sample: int = field(default=0, converter=_whole)
 
     def facts(self) -> dict[str, Any]:
         """All of it but the sample, as JSON values; attachments by their sha256."""

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from attrs import evolve
 
 from kdcore import Teacher, TextModel
-from kdcore.errors import BudgetError, PluginError, RejectedError
+from kdcore.errors import BudgetError, InputError, PluginError, RejectedError
+from kdcore.synthesis.journal_inventory import problems_of
 from kdcore.teachers.asking import Budget, TextTeachers
 
 
@@ -60,6 +62,30 @@ def test_another_question_is_asked(texts, change):
     else:
         asking.ask("llm", teacher, "how many words", **options)
     assert len(rule.asked) >= 2
+
+
+@pytest.mark.parametrize("sample", [np.int64(1), True])
+def test_whatever_type_numbers_have_the_answer_is_stored_and_found(texts, tmp_path, sample):
+    rule = Rule()
+    first = texts().ask("llm", Teacher(text=rule), "how many", sample=sample, parameters={"seed": np.int64(3)})
+    again = texts().ask("llm", Teacher(text=rule), "how many", sample=1, parameters={"seed": 3})
+    assert first.key == again.key
+    assert first.key.endswith("/1")
+    assert len(rule.asked) == 1
+    assert problems_of(tmp_path / "journal.sqlite") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"parameters": {"stop": object()}}, "teacher llm: parameters.stop is a object: give text, numbers, lists"),
+        ({"schema": {"enum": {1, float("nan")}}}, r"teacher llm: schema.enum\[\d\] is nan: give a finite number"),
+        ({"sample": 0.5}, "teacher llm: sample is 0.5: give an integer"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused(texts, options, told):
+    with pytest.raises(InputError, match=told):
+        texts().ask("llm", Teacher(text=Rule()), "how many", **options)
 
 
 def number(text):
