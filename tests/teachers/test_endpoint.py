@@ -243,13 +243,16 @@ def test_log_probabilities(serve):
     assert answer(serve(), ask()).tokens == ()
 
 
-def test_a_server_that_counts_no_tokens_is_named_once(serve, caplog):
-    server = serve(usage=False)
-    model = TextModel(model="stub", endpoint=server.address, prompt_price=1.0, tokens_per_minute=10**6)
+def test_a_server_that_counts_no_tokens_is_named_once_and_charged_by_estimate(serve, caplog):
+    server = serve(usage=False, answer=lambda body, key: "x" * 40)
+    model = TextModel(
+        model="stub", endpoint=server.address, prompt_price=1.0, answer_price=10.0, tokens_per_minute=10**6
+    )
     for completion in answers(model, [ask(number) for number in range(5)]):
-        assert (completion.prompt_tokens, completion.answer_tokens, completion.price) == (0, 0, 0.0)
+        assert (completion.prompt_tokens, completion.answer_tokens) == (0, 0)
+        assert completion.price == pytest.approx((4 * 1.0 + 10 * 10.0) / 1e6)  # "Write message 0." and 40 characters
     assert [record.getMessage() for record in caplog.records if record.name == "kdcore"] == [
-        f"{server.address}: tells no numbers of tokens; they and the price are counted as 0"
+        f"{server.address}: tells no numbers of tokens; they are counted as 0, and the price is estimated"
     ]
 
 
