@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections import Counter
@@ -16,8 +15,8 @@ from attrs import asdict, define, evolve, field, frozen
 from kdcore.errors import BudgetError, InputError, PluginError, RejectedError
 from kdcore.recipe import Teacher
 from kdcore.synthesis.ordered import refuse_if_stopped
-from kdcore.synthesis.slots import plain
-from kdcore.teachers.text import Attachment, Completion, Request, TextClient
+from kdcore.synthesis.slots import literal, plain
+from kdcore.teachers.text import Attachment, Completion, RefusedError, Request, TextClient
 from kdcore.text_model import TextModel
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ __all__ = ["Answer", "Budget", "Prompt", "TextTeachers"]
 T = TypeVar("T")
 Prompt = str | Sequence[Mapping[str, str]]
 
+NO_ANSWER = "(no answer)"  # for servers and chat templates that refuse an empty turn
 REPAIR = "Your answer cannot be used: {reason} Answer again, in the form that was asked for and nothing else."
 KEPT_SAMPLES = 20
 
@@ -174,13 +174,14 @@ class TextTeachers:
         try:
             return self._answer(name, request, completion, check)
         except RejectedError as error:
-            reason = json.dumps(str(error), ensure_ascii=False)
-            turns = [
-                {"role": "assistant", "content": completion.text},
-                {"role": "user", "content": REPAIR.format(reason=reason)},
-            ]
-        repair = evolve(request, messages=[*messages, *turns])
-        return self._answer(name, repair, self._complete(name, teacher, repair), check)
+            rejected = error
+        turns = _repair_turns(completion.text, str(rejected))
+        repair = evolve(request, messages=[*messages, *turns], attached_to=len(messages) - 1)
+        try:
+            completion = self._complete(name, teacher, repair)
+        except RefusedError as error:
+            raise rejected from error
+        return self._answer(name, repair, completion, check)
 
     def _answer(
         self, name: str, request: Request, completion: Completion, check: Callable[[Any], Any] | None
@@ -304,6 +305,14 @@ class TextTeachers:
         if self._journal is not None:
             self._journal.close()
         self._clients, self._loop, self._journal = {}, None, None
+
+
+def _repair_turns(text: str, reason: str) -> list[dict[str, str]]:
+    """What follows a question whose answer was refused."""
+    return [
+        {"role": "assistant", "content": text if text.strip() else NO_ANSWER},
+        {"role": "user", "content": REPAIR.format(reason=literal(reason))},
+    ]
 
 
 def model_name(name: str, teacher: Teacher) -> str:

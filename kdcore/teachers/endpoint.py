@@ -252,18 +252,19 @@ def _read_key(variable: str) -> str:
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:
-    """The turns, with the attachments as images of the last one."""
+    """The turns, with the attachments as images of the one that they go with."""
     messages: list[dict[str, Any]] = [
         {**message, "content": well_formed(message["content"])} for message in request.messages
     ]
     if request.attachments:
-        parts = [{"type": "text", "text": messages[-1]["content"]}] if messages[-1]["content"] else []
+        turn = messages[-1 if request.attached_to is None else request.attached_to]
+        parts = [{"type": "text", "text": turn["content"]}] if turn["content"] else []
         for attachment in request.attachments:
             if not attachment.media_type.startswith("image/"):
                 raise InputError(f"attachment of {attachment.media_type}: an endpoint takes images only")
             data = base64.b64encode(attachment.data).decode()
             parts.append({"type": "image_url", "image_url": {"url": f"data:{attachment.media_type};base64,{data}"}})
-        messages[-1] = {**messages[-1], "content": parts}
+        turn["content"] = parts
     return messages
 
 

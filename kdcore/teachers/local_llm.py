@@ -25,7 +25,7 @@ from kdcore.engine.seeds import derive
 from kdcore.errors import InputError, RunError
 from kdcore.model_source import gguf_file, resolve_source
 from kdcore.teachers.sampling import Draw, GumbelSampler, RowLimits
-from kdcore.teachers.text import Completion, Request, TokenChoice
+from kdcore.teachers.text import Completion, RefusedError, Request, TokenChoice
 from kdcore.text_model import TextModel
 
 __all__ = ["LocalClient"]
@@ -121,7 +121,8 @@ class LocalClient:
     def _job(self, request: Request) -> _Job:
         """Make a request ready.
 
-        :raises InputError: it has a parameter or attachment that this client does not know, or is too long.
+        :raises InputError: it has a parameter or attachment that this client does not know.
+        :raises RefusedError: it is too long, empty, or of a form that the chat template does not know.
         """
         parameters = request.parameters
         if unknown := sorted(set(parameters) - set(PARAMETERS)):
@@ -132,7 +133,7 @@ class LocalClient:
         longest = int(parameters.get("max_tokens", self._settings.max_tokens))
         room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None and len(ids) + longest > room:
-            raise InputError(
+            raise RefusedError(
                 f"{self._settings.model}: the prompt of {len(ids)} tokens and an answer of {longest} do not fit the "
                 f"model's {room}; shorten it or lower max_tokens"
             )
@@ -154,12 +155,14 @@ class LocalClient:
                     [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
                 )
             except TemplateError as error:
-                raise InputError(f"{self._settings.model}: its chat template refuses the messages ({error})") from None
+                raise RefusedError(
+                    f"{self._settings.model}: its chat template refuses the messages ({error})"
+                ) from None
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self._tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]
         if not ids:
-            raise InputError(f"{self._settings.model}: the prompt is empty")
+            raise RefusedError(f"{self._settings.model}: the prompt is empty")
         return ids
 
     def _generate(self, jobs: Sequence[_Job]) -> list[Completion]:

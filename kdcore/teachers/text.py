@@ -10,14 +10,20 @@ from typing import Any, Protocol
 
 from attrs import field, frozen
 
-__all__ = ["Attachment", "Completion", "Request", "TextClient", "TokenChoice"]
+from kdcore.errors import InputError
+
+__all__ = ["Attachment", "Completion", "RefusedError", "Request", "TextClient", "TokenChoice"]
 
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
+class RefusedError(InputError):
+    """The teacher refuses this request, which is too long or of a form that it does not take; others may pass."""
+
+
 @frozen
 class Attachment:
-    """A file that goes with the last message of a request, such as an image.
+    """A file that goes with a message of a request, such as an image.
 
     :param media_type: as of HTTP, ``"image/png"``.
     :param data: its bytes.
@@ -44,7 +50,8 @@ class Request:
     :param parameters: of sampling, as OpenAI's chat completions name them (temperature, max_tokens, stop, seed,
         logprobs, top_logprobs, ...), JSON values.
     :param schema: the JSON schema that the answer must satisfy; None: free text.
-    :param attachments: go with the last message.
+    :param attachments: go with one of the messages.
+    :param attached_to: the index of that message; None: the last.
     :param identity: anything else that tells the model from others of its name.
     :param sample: an integer of any type, which tells apart several answers to the same question.
     :raises TypeError: ``sample`` is no integer.
@@ -55,6 +62,7 @@ class Request:
     parameters: Mapping[str, Any] = field(factory=dict)
     schema: Mapping[str, Any] | None = None
     attachments: Sequence[Attachment] = ()
+    attached_to: int | None = None
     identity: str = ""
     sample: int = field(default=0, converter=_whole)
 
@@ -70,6 +78,7 @@ class Request:
                 {"media_type": each.media_type, "sha256": hashlib.sha256(each.data).hexdigest()}
                 for each in self.attachments
             ],
+            **({} if self.attached_to is None or not self.attachments else {"attached_to": self.attached_to}),
         }
 
     def canonical(self) -> bytes:
@@ -127,7 +136,8 @@ class TextClient(Protocol):
         """Complete one request, after as many retries as its configuration allows.
 
         :raises RunError: the teacher cannot be reached, or failed too often; the run can be resumed.
-        :raises InputError: it refuses the request (key, model name, a prompt that is too long).
+        :raises RefusedError: it refuses this request, such as a prompt that is too long.
+        :raises InputError: it refuses every request (key, model name).
         """
         ...
 
