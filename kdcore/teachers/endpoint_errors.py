@@ -74,8 +74,9 @@ def judge(
     said = one_line(fields.get("message") or inner or fields.get("detail") or "", key)
     codes = {str(fields.get(name)) for name in ("code", "type")}
     reason = f"HTTP {status}{f' ({said})' if said else ''}"
-    if codes.intersection(SPENT):
-        return RunError(f"{model.endpoint}: the account's quota is used up ({said}); raise it, then resume the run")
+    if status == 402 or codes.intersection(SPENT):
+        told = said or reason
+        return RunError(f"{model.endpoint}: the account's quota is used up ({told}); raise it, then resume the run")
     if status in (408, 409, 429) or status >= 500:
         return FailedAttemptError(reason, retry_after(headers))
     kind = InputError if status in OF_ALL_REQUESTS else RefusedError

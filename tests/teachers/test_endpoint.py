@@ -169,11 +169,17 @@ def test_a_refusal_is_not_tried_again_and_says_what_to_do(serve, monkeypatch, st
     assert sum(server.received.values()) == 1
 
 
-def test_a_used_up_quota_is_not_tried_again(serve):
-    server = serve(
-        refuse=lambda body, headers: (429, {"error": {"code": "insufficient_quota", "message": "no credit"}})
-    )
-    with pytest.raises(RunError, match=r"quota is used up \(no credit\); raise it, then resume"):
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (429, {"code": "insufficient_quota", "message": "no credit"}, "no credit"),
+        (402, {"code": 402, "message": "Insufficient credits"}, "Insufficient credits"),
+        (402, {}, "HTTP 402"),
+    ],
+)
+def test_a_used_up_quota_is_not_tried_again_and_the_run_can_be_resumed(serve, status, error, told):
+    server = serve(refuse=lambda body, headers: (status, {"error": error}))
+    with pytest.raises(RunError, match=rf"quota is used up \({told}\); raise it, then resume"):
         answer(server, ask())
     assert sum(server.received.values()) == 1
 
