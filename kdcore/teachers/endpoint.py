@@ -10,7 +10,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from kdcore.errors import InputError, KDCoreError, RunError
 from kdcore.teachers.endpoint_answers import Said, read_answer, well_formed
 from kdcore.teachers.endpoint_errors import FailedAttemptError, judge, one_line
-from kdcore.teachers.rates import Limits
-from kdcore.teachers.text import Completion, Request
+from kdcore.teachers.rates import Limits, unless_refused
+from kdcore.teachers.text import Completion, Request, always
 from kdcore.text_model import TextModel
 
 __all__ = ["EndpointClient", "estimated_tokens"]
@@ -73,7 +73,6 @@ class EndpointClient:
             stop=tenacity.stop_after_attempt(model.retries + 1),
             retry=tenacity.retry_if_exception_type(FailedAttemptError),
             wait=self._wait,
-            sleep=asyncio.sleep,
             reraise=True,
         )
         self._random = random.Random()  # the run's own generators stay as they are
@@ -82,7 +81,7 @@ class EndpointClient:
         self._counts_tokens = True
         self._quiet_until = 0.0
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, may_send: Callable[[], None] = always) -> Completion:
         """See `kdcore.teachers.text.TextClient.complete`."""
         arguments = self._arguments_of(request)
         attempts = 0
@@ -90,10 +89,13 @@ class EndpointClient:
         async def attempt() -> Completion:
             nonlocal attempts
             attempts += 1
-            return await self._attempt(request, arguments, attempts)
+            return await self._attempt(request, arguments, attempts, may_send)
+
+        def pause(seconds: float) -> Awaitable[None]:
+            return unless_refused(asyncio.sleep(seconds), may_send)
 
         try:
-            completion: Completion = await self._retrying.copy()(attempt)
+            completion: Completion = await self._retrying.copy(sleep=pause)(attempt)
             return completion
         except FailedAttemptError as error:
             reason = str(error)
@@ -103,7 +105,9 @@ class EndpointClient:
         """Close the connections."""
         await self._client.close()
 
-    async def _attempt(self, request: Request, arguments: Mapping[str, Any], number: int) -> Completion:
+    async def _attempt(
+        self, request: Request, arguments: Mapping[str, Any], number: int, may_send: Callable[[], None]
+    ) -> Completion:
         """Send it once.
 
         What is raised is made outside of the handlers: an error of the HTTP client holds the request with its header.
@@ -112,7 +116,8 @@ class EndpointClient:
 
         failure: Exception
         async with self._slots:
-            use = await self._limits.admit(estimated_tokens(request, self._model.max_tokens))
+            tokens = estimated_tokens(request, self._model.max_tokens)
+            use = await unless_refused(self._limits.admit(tokens), may_send)
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self._model.timeout):

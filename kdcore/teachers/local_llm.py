@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from kdcore.engine.seeds import derive
 from kdcore.errors import InputError, RunError
 from kdcore.model_source import gguf_file, resolve_source
 from kdcore.teachers.sampling import Draw, GumbelSampler, RowLimits
-from kdcore.teachers.text import Completion, RefusedError, Request, TokenChoice
+from kdcore.teachers.text import Completion, RefusedError, Request, TokenChoice, always
 from kdcore.text_model import TextModel
 
 __all__ = ["LocalClient"]
@@ -49,6 +49,16 @@ class _Job:
     longest: int
     stops: Sequence[str]
     answer: asyncio.Future[Completion]
+    may_send: Callable[[], None]
+
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for the answer, and may have it."""
+        if not self.answer.done():
+            try:
+                self.may_send()
+            except Exception as error:
+                self.answer.set_exception(error)
+        return not self.answer.done()
 
 
 class LocalClient:
@@ -80,9 +90,9 @@ class LocalClient:
         self._serving: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdcore-language-model")
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, may_send: Callable[[], None] = always) -> Completion:
         """See `kdcore.teachers.text.TextClient.complete`."""
-        job = self._job(request)
+        job = self._job(request, may_send)
         self._waiting.append(job)
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
@@ -104,7 +114,7 @@ class LocalClient:
             await asyncio.sleep(GATHERING_SECONDS)
             size = self._settings.in_flight
             taken, self._waiting = self._waiting[:size], self._waiting[size:]
-            jobs = [job for job in taken if not job.answer.done()]
+            jobs = [job for job in taken if job.is_wanted()]
             if not jobs:
                 continue
             try:
@@ -118,7 +128,7 @@ class LocalClient:
                 if not job.answer.done():
                     job.answer.set_result(completion)
 
-    def _job(self, request: Request) -> _Job:
+    def _job(self, request: Request, may_send: Callable[[], None]) -> _Job:
         """Make a request ready.
 
         :raises InputError: it has a parameter or attachment that this client does not know.
@@ -146,7 +156,7 @@ class LocalClient:
         )
         stop = parameters.get("stop") or []
         stops = [stop] if isinstance(stop, str) else list(stop)
-        return _Job(request, ids, draw, longest, stops, asyncio.get_running_loop().create_future())
+        return _Job(request, ids, draw, longest, stops, asyncio.get_running_loop().create_future(), may_send)
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self._tokenizer.chat_template:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import field, frozen
 
 from kdcore.errors import InputError
 
-__all__ = ["Attachment", "Completion", "RefusedError", "Request", "TextClient", "TokenChoice"]
+__all__ = ["Attachment", "Completion", "RefusedError", "Request", "TextClient", "TokenChoice", "always"]
 
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
@@ -129,12 +129,18 @@ class Completion:
     tokens: Sequence[TokenChoice] = ()
 
 
+def always() -> None:
+    """Any request may be sent."""
+
+
 class TextClient(Protocol):
     """Anything that completes requests: an endpoint, a local model. Used in one event loop."""
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, may_send: Callable[[], None] = always) -> Completion:
         """Complete one request, after as many retries as its configuration allows.
 
+        :param may_send: called right before each attempt is sent, and some times a second while it waits; whatever it
+            raises ends the request. An attempt that was sent is waited for.
         :raises RunError: the teacher cannot be reached, or failed too often; the run can be resumed.
         :raises RefusedError: it refuses this request, such as a prompt that is too long.
         :raises InputError: it refuses every request (key, model name).

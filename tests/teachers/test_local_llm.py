@@ -241,3 +241,23 @@ def test_closing_drops_what_waits(folder):
     first, *rest = asyncio.run(main())
     assert first.text
     assert all(isinstance(each, asyncio.CancelledError) for each in rest)
+
+
+def test_what_nobody_wants_any_more_is_not_computed(folder):
+    def refuse():
+        raise ZeroDivisionError
+
+    async def main():
+        client = LocalClient(TextModel(model=str(folder)))
+        sizes, generate = [], client._generate
+        client._generate = lambda jobs: sizes.append(len(jobs)) or generate(jobs)
+        results = await asyncio.gather(
+            client.complete(ask(max_tokens=2)), client.complete(ask(sample=1), refuse), return_exceptions=True
+        )
+        await client.close()
+        return sizes, results
+
+    sizes, (first, second) = asyncio.run(main())
+    assert sizes == [1]
+    assert first.text
+    assert isinstance(second, ZeroDivisionError)
