@@ -22,6 +22,7 @@ from kdcore.text_model import TextModel
 
 if TYPE_CHECKING:
     from kdcore.synthesis.journal import Journal
+    from kdcore.synthesis.journal_file import Answer as Stored
 
 __all__ = ["Answer", "Budget", "Prompt", "TextTeachers"]
 
@@ -53,6 +54,7 @@ class Tally:
     """What one teacher was asked and answered, since the count began.
 
     :ivar paid: how many of the requests were not in the journal.
+    :ivar price: of the answers that the run paid for, by this start or by an earlier one.
     :ivar rejected: reason to count; reasons are told apart by what stands before their first colon.
     """
 
@@ -65,15 +67,15 @@ class Tally:
     price: float = 0.0
     rejected: Counter[str] = field(factory=Counter)
 
-    def add(self, completion: Completion, paid: bool) -> None:
-        """Count one completion."""
+    def add(self, completion: Completion, paid: bool, price: float) -> None:
+        """Count one completion, at the price that the run paid for it."""
         self.model = completion.model
         self.requests += 1
         self.paid += paid
         self.prompt_tokens += completion.prompt_tokens
         self.answer_tokens += completion.answer_tokens
         self.seconds += completion.seconds
-        self.price += completion.price
+        self.price += price
 
 
 class TextTeachers:
@@ -88,6 +90,7 @@ class TextTeachers:
     def __init__(self, folder: Path, run: str, budget: Budget, device: Any = "cpu", threads: int = 1) -> None:
         self._path, self._run, self._budget = folder / "journal.sqlite", run, budget
         self._spending = Spending(budget)
+        self._began = time.time()
         self._clients = Clients(device, threads)
         self._lock = threading.Lock()
         self._journal: Journal | None = None
@@ -121,24 +124,22 @@ class TextTeachers:
             )
         except TypeError as error:
             raise InputError(f"teacher {name}: {error}") from None
-        completion = self._complete(name, teacher, request)
+        stored = self._complete(name, teacher, request)
         try:
-            return self._answer(name, request, completion, check)
+            return self._answer(name, request, stored, check)
         except RejectedError as error:
             rejected = error
-        turns = _repair_turns(completion.text, str(rejected))
+        turns = _repair_turns(stored.completion.text, str(rejected))
         repair = evolve(request, messages=[*messages, *turns], attached_to=len(messages) - 1)
         try:
-            completion = self._complete(name, teacher, repair)
+            stored = self._complete(name, teacher, repair)
         except RefusedError as error:
             raise rejected from error
-        return self._answer(name, repair, completion, check)
+        return self._answer(name, repair, stored, check)
 
-    def _answer(
-        self, name: str, request: Request, completion: Completion, check: Callable[[Any], Any] | None
-    ) -> Answer:
+    def _answer(self, name: str, request: Request, stored: Stored, check: Callable[[Any], Any] | None) -> Answer:
         """The answer where schema and check accept it; else it is rejected in the journal, with the reason."""
-        key = request.key()
+        key, completion = stored.key, stored.completion
         try:
             value: Any = completion.text
             if request.schema is not None:
@@ -153,9 +154,11 @@ class TextTeachers:
                 reason = f"cut off at {completion.answer_tokens} tokens: {reason}"
             self._reject(name, request, completion, key, reason)
             raise RejectedError(reason) from error
+        if stored.rejected:
+            self.journal.accept(key, request.sample)
         return Answer(completion.text, value, f"{key}/{request.sample}", completion)
 
-    def _complete(self, name: str, teacher: Teacher, request: Request) -> Completion:
+    def _complete(self, name: str, teacher: Teacher, request: Request) -> Stored:
         refuse_if_stopped = stop_check()
         refuse_if_stopped()
 
@@ -174,10 +177,12 @@ class TextTeachers:
             self._spending.answered(completion.price)
             return completion
 
-        completion, paid = self.journal.obtain(request, pay, teacher=name, run=self._run)
+        stored, paid = self.journal.answer(request, pay, teacher=name, run=self._run)
+        ours = paid or (stored.run == self._run and stored.created < self._began)  # what this start paid is counted
         with self._lock:
-            self._tallies.setdefault(name, Tally()).add(completion, paid)
-        return completion
+            tally = self._tallies.setdefault(name, Tally())
+            tally.add(stored.completion, paid, stored.completion.price if ours else 0.0)
+        return stored
 
     def _from_teacher(self, teacher: Teacher, request: Request, may_send: Callable[[], None]) -> Completion:
         if isinstance(teacher.text, TextModel):

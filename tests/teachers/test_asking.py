@@ -125,6 +125,30 @@ def test_a_check_is_run_again_on_a_stored_answer(texts):
         texts().ask("llm", Teacher(text=rule), "how many", check=number)
 
 
+def test_a_looser_check_withdraws_the_rejection(texts):
+    asking, rule = texts(), Rule(["seven", "7"])
+    asking.ask("llm", Teacher(text=rule), "how many", check=number)
+    assert asking.journal.totals().rejected
+    assert asking.ask("llm", Teacher(text=rule), "how many").text == "seven"
+    assert asking.journal.totals().rejected == {}
+
+
+def test_the_price_is_of_what_the_run_paid_for(texts, serve):
+    model = TextModel(model="stub", endpoint=serve().address, key_variable="", prompt_price=1e6, answer_price=1e6)
+
+    def price(asking, *questions):
+        for question in questions:
+            asking.ask("llm", Teacher(text=model), question)
+        return asking.counts()["llm"]["price"]
+
+    first = price(texts(), "a", "b", "a")
+    resumed = texts()
+    assert 0 < first < price(resumed, "a", "b", "c", "c") == resumed.journal.totals().price
+    another = texts(run="b")
+    assert price(another, "a", "b", "c") == 0
+    assert price(another, "d") == another.journal.totals(run="b").price > 0
+
+
 def test_a_schema_is_checked_here(texts):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     rule = Rule(['{"n": "x"}', '```json\n{"n": 4}\n```'])
