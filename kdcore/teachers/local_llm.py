@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from transformers import (
 
 from kdcore.engine.seeds import derive
 from kdcore.errors import InputError, RunError
-from kdcore.model_source import gguf_file, resolve_source
+from kdcore.model_source import expanded, gguf_file, loading, resolve_source
 from kdcore.teachers.sampling import Draw, GumbelSampler, RowLimits
 from kdcore.teachers.text import Completion, RefusedError, Request, TokenChoice, always
 from kdcore.text_model import TextModel
@@ -234,18 +233,15 @@ def _load(source: str, device: torch.device) -> tuple[Any, Any]:
     path = gguf_file(source) if _may_hold_gguf(source) else None
     place, options = (resolve_source(source), {}) if path is None else (str(path.parent), {"gguf_file": path.name})
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    try:
+    with loading(f"model: {source}"):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
         model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        words = " ".join(str(error).split())
-        raise InputError(f"model: {source} cannot be loaded ({words[:300]}); name a folder or hub name") from None
     return tokenizer, model.to(device).eval()
 
 
 def _may_hold_gguf(source: str) -> bool:
     """Whether a GGUF file is what there is to load: a folder with a configuration is a model as it is."""
-    return source.startswith("package:") or not (Path(source).expanduser() / "config.json").is_file()
+    return source.startswith("package:") or not (expanded(source) / "config.json").is_file()
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

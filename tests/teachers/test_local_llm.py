@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 
 import pytest
 import torch
@@ -261,3 +263,13 @@ def test_what_nobody_wants_any_more_is_not_computed(folder):
     assert sizes == [1]
     assert first.text
     assert isinstance(second, ZeroDivisionError)
+
+
+def test_a_pointer_in_the_place_of_weights_is_one_line(folder, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    with pytest.raises(InputError, match=f"^model: {re.escape(str(copy))} cannot be loaded: .+; check its name$"):
+        client_of(TextModel(model=str(copy)))
+    with pytest.raises(InputError, match=r"^~nosuchuser/x: there is no such user"):
+        client_of(TextModel(model="~nosuchuser/x"))
