@@ -172,6 +172,8 @@ class EndpointClient:
         if "max_completion_tokens" in parameters:
             parameters.pop("max_tokens", None)
         if "seed" in parameters:
+            if not isinstance(parameters["seed"], int):
+                raise InputError(f"extra: seed is {parameters['seed']!r}; write an integer")
             parameters["seed"] += request.sample
         elif self._seeded:
             parameters["seed"] = (int(request.key()[:8], 16) + request.sample) % 2**31

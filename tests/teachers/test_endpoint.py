@@ -214,6 +214,11 @@ def test_samples_with_a_seed_differ_and_are_repeated(serve):
     assert [body["seed"] for body in server.bodies] == [5, 6, 5]
 
 
+def test_a_seed_that_is_no_integer_is_refused(serve):
+    with pytest.raises(InputError, match=r"^extra: seed is '5'; write an integer$"):
+        answer(serve(), ask(parameters={"seed": "5"}))
+
+
 def test_a_structured_answer_is_asked_of_the_server(serve):
     server = serve()
     completion = answer(server, ask(schema=SCHEMA))
