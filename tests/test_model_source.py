@@ -52,6 +52,18 @@ def test_a_package_that_is_missing_or_ships_nothing(package):
         resolve_source("package:shipped_model")
 
 
+@pytest.mark.parametrize("source", ["package:", "package:.x", "package:a..b", "package:a/b", "package: a"])
+@pytest.mark.parametrize("find", [resolve_source, gguf_file])
+def test_a_package_without_a_name_is_one_line(find, source):
+    with pytest.raises(InputError, match=f"^{re.escape(source)}: names no module; write package:MODULE"):
+        find(source)
+
+
+def test_a_home_folder_of_nobody_is_one_line():
+    with pytest.raises(InputError, match=r"^~nosuchuser/x: there is no such user; write the folder out$"):
+        gguf_file("~nosuchuser/x")
+
+
 def test_what_from_pretrained_opens(package, tmp_path):
     assert pretrained_source("package:shipped_model") == str(package)
     assert pretrained_source("prajjwal1/bert-tiny") == "prajjwal1/bert-tiny"

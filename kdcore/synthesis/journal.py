@@ -98,7 +98,12 @@ class Journal:
     def obtain(
         self, request: Request, ask: Callable[[], Completion], *, teacher: str, run: str
     ) -> tuple[Completion, bool]:
-        """Return what is stored for a request, or ask, and return the completion once it is durably written.
+        """The completion of `answer`, and whether it was paid for now."""
+        answer, paid = self.answer(request, ask, teacher=teacher, run=run)
+        return answer.completion, paid
+
+    def answer(self, request: Request, ask: Callable[[], Completion], *, teacher: str, run: str) -> tuple[Answer, bool]:
+        """Return what is stored for a request, or ask, and return the answer once it is durably written.
 
         Where another thread or process is asking the same, its answer is waited for; if that one fails or dies, this
         one asks.
@@ -106,7 +111,7 @@ class Journal:
         :param ask: pays; called at most once.
         :param teacher: the teacher's name in the recipe; kept with the answer, as ``run`` is.
         :param run: names the run that pays.
-        :returns: the completion, and whether it was paid for now.
+        :returns: the answer, and whether it was paid for now.
         :raises InputError: the stored answer is damaged.
         :raises RunError: the journal cannot be written, or is closed.
         """
@@ -116,7 +121,7 @@ class Journal:
             self._check_open()
             stored = self._read(name)
             if stored is not None:
-                return stored.completion, False
+                return stored, False
             with self._changed:
                 self._check_open()
                 other = self._asking.get(name)
@@ -125,11 +130,11 @@ class Journal:
                     break
             stored = other.result()
             if stored is not None:
-                return stored.completion, False
+                return stored, False
         try:
             stored = self._claim(name)
             if stored is not None:
-                return stored.completion, False
+                return stored, False
             completion = normal(self._ask(name, ask))
             answer = Answer(
                 key=name[0],
@@ -142,7 +147,7 @@ class Journal:
                 created=time.time(),
             )
             stored = self._write(name, answer)
-            return stored.completion, True
+            return stored, True
         finally:
             with self._changed:
                 del self._asking[name]
@@ -157,6 +162,16 @@ class Journal:
         """
         if not reason:
             raise ValueError("an answer is rejected for a reason; none was given")
+        self._judge(key, sample, reason)
+
+    def accept(self, key: str, sample: int) -> None:
+        """Withdraw what `reject` kept: the answer is of use after all.
+
+        :raises KeyError: there is no such answer.
+        """
+        self._judge(key, sample, "")
+
+    def _judge(self, key: str, sample: int, reason: str) -> None:
         self._check_open()
         stored = self._read((key, sample))
         if stored is None:

@@ -181,6 +181,9 @@ def normal(completion: Completion) -> Completion:
     """A completion as it is read again: of each number and sequence, the type that it is stored as."""
     return evolve(
         completion,
+        prompt_tokens=int(completion.prompt_tokens),
+        answer_tokens=int(completion.answer_tokens),
+        attempts=int(completion.attempts),
         seconds=float(completion.seconds),
         price=float(completion.price),
         tokens=_tokens_from_json(_tokens_to_json(completion.tokens)),

@@ -24,9 +24,18 @@ def refuse_if_stopped() -> None:
 
     :raises StoppedError: see above.
     """
-    stop = getattr(_thread, "stop", None)
-    if stop is not None and stop.is_set():
-        raise StoppedError
+    stop_check()()
+
+
+def stop_check() -> Callable[[], None]:
+    """`refuse_if_stopped` of this thread, which may be called in any other."""
+    stop: threading.Event | None = getattr(_thread, "stop", None)
+
+    def refuse() -> None:
+        if stop is not None and stop.is_set():
+            raise StoppedError
+
+    return refuse
 
 
 def map_in_order(fn: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int) -> Iterator[R]:

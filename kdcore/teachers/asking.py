@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, define, evolve, field, frozen
 
-from kdcore.errors import BudgetError, PluginError, RejectedError
+from kdcore.errors import InputError, PluginError, RejectedError
 from kdcore.recipe import Teacher
-from kdcore.synthesis.ordered import refuse_if_stopped
-from kdcore.teachers.text import Attachment, Completion, Request, TextClient
+from kdcore.synthesis.ordered import stop_check
+from kdcore.synthesis.slots import literal, plain
+from kdcore.teachers.budget import Budget, Spending
+from kdcore.teachers.clients import Clients
+from kdcore.teachers.text import Attachment, Completion, RefusedError, Request
 from kdcore.text_model import TextModel
 
 if TYPE_CHECKING:
     from kdcore.synthesis.journal import Journal
+    from kdcore.synthesis.journal_file import Answer as Stored
 
 __all__ = ["Answer", "Budget", "Prompt", "TextTeachers"]
 
-T = TypeVar("T")
 Prompt = str | Sequence[Mapping[str, str]]
 
+NO_ANSWER = "(no answer)"  # for servers and chat templates that refuse an empty turn
 REPAIR = "Your answer cannot be used: {reason} Answer again, in the form that was asked for and nothing else."
 KEPT_SAMPLES = 20
 
@@ -47,25 +49,12 @@ class Answer:
     completion: Completion
 
 
-@frozen
-class Budget:
-    """What a run may ask of its text teachers; None is no limit.
-
-    :param max_cost: in the currency of the models' prices, over all starts of the run.
-    :param max_requests: answers asked for and not found in the journal, over all starts of the run.
-    :param max_seconds: from the first request of this start.
-    """
-
-    max_cost: float | None = None
-    max_requests: int | None = None
-    max_seconds: float | None = None
-
-
 @define
 class Tally:
     """What one teacher was asked and answered, since the count began.
 
     :ivar paid: how many of the requests were not in the journal.
+    :ivar price: of the answers that the run paid for, by this start or by an earlier one.
     :ivar rejected: reason to count; reasons are told apart by what stands before their first colon.
     """
 
@@ -78,47 +67,15 @@ class Tally:
     price: float = 0.0
     rejected: Counter[str] = field(factory=Counter)
 
-    def add(self, completion: Completion, paid: bool) -> None:
-        """Count one completion."""
+    def add(self, completion: Completion, paid: bool, price: float) -> None:
+        """Count one completion, at the price that the run paid for it."""
         self.model = completion.model
         self.requests += 1
         self.paid += paid
         self.prompt_tokens += completion.prompt_tokens
         self.answer_tokens += completion.answer_tokens
         self.seconds += completion.seconds
-        self.price += completion.price
-
-
-class _EventLoop:
-    """An event loop in a thread of its own, in which clients live."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kdcore-ask", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for its result."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """End the loop; what still runs there is cancelled, and those who wait for it are told."""
-        self.run(_cancel_others())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+        self.price += price
 
 
 class TextTeachers:
@@ -132,13 +89,11 @@ class TextTeachers:
 
     def __init__(self, folder: Path, run: str, budget: Budget, device: Any = "cpu", threads: int = 1) -> None:
         self._path, self._run, self._budget = folder / "journal.sqlite", run, budget
-        self._device, self._threads = device, threads
+        self._spending = Spending(budget)
+        self._began = time.time()
+        self._clients = Clients(device, threads)
         self._lock = threading.Lock()
         self._journal: Journal | None = None
-        self._loop: _EventLoop | None = None
-        self._clients: dict[str, tuple[TextClient, threading.Semaphore]] = {}
-        self._began: float | None = None
-        self._requests, self._price = 0, 0.0
         self.reset_counts()
 
     # Asking
@@ -157,32 +112,34 @@ class TextTeachers:
     ) -> Answer:
         """One checked answer; see `kdcore.run.Run.ask`."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(each) for each in prompt]
-        request = Request(
-            model=model_name(name, teacher),
-            messages=messages,
-            parameters={**_parameters(teacher), **(parameters or {})},
-            schema=schema,
-            attachments=tuple(attachments),
-            identity=_identity(teacher),
-            sample=sample,
-        )
-        completion = self._complete(name, teacher, request)
         try:
-            return self._answer(name, request, completion, check)
+            request = Request(
+                model=model_name(name, teacher),
+                messages=messages,
+                parameters=plain({**_parameters(teacher), **(parameters or {})}, "parameters"),
+                schema=None if schema is None else plain(schema, "schema"),
+                attachments=tuple(attachments),
+                identity=_identity(teacher),
+                sample=sample,
+            )
+        except TypeError as error:
+            raise InputError(f"teacher {name}: {error}") from None
+        stored = self._complete(name, teacher, request)
+        try:
+            return self._answer(name, request, stored, check)
         except RejectedError as error:
-            reason = json.dumps(str(error), ensure_ascii=False)
-            turns = [
-                {"role": "assistant", "content": completion.text},
-                {"role": "user", "content": REPAIR.format(reason=reason)},
-            ]
-        repair = evolve(request, messages=[*messages, *turns])
-        return self._answer(name, repair, self._complete(name, teacher, repair), check)
+            rejected = error
+        turns = _repair_turns(stored.completion.text, str(rejected))
+        repair = evolve(request, messages=[*messages, *turns], attached_to=len(messages) - 1)
+        try:
+            stored = self._complete(name, teacher, repair)
+        except RefusedError as error:
+            raise rejected from error
+        return self._answer(name, repair, stored, check)
 
-    def _answer(
-        self, name: str, request: Request, completion: Completion, check: Callable[[Any], Any] | None
-    ) -> Answer:
+    def _answer(self, name: str, request: Request, stored: Stored, check: Callable[[Any], Any] | None) -> Answer:
         """The answer where schema and check accept it; else it is rejected in the journal, with the reason."""
-        key = request.key()
+        key, completion = stored.key, stored.completion
         try:
             value: Any = completion.text
             if request.schema is not None:
@@ -197,66 +154,54 @@ class TextTeachers:
                 reason = f"cut off at {completion.answer_tokens} tokens: {reason}"
             self._reject(name, request, completion, key, reason)
             raise RejectedError(reason) from error
+        if stored.rejected:
+            self.journal.accept(key, request.sample)
         return Answer(completion.text, value, f"{key}/{request.sample}", completion)
 
-    def _complete(self, name: str, teacher: Teacher, request: Request) -> Completion:
+    def _complete(self, name: str, teacher: Teacher, request: Request) -> Stored:
+        refuse_if_stopped = stop_check()
         refuse_if_stopped()
+
+        def may_send() -> None:
+            refuse_if_stopped()
+            self._spending.refuse_if_spent()
 
         def pay() -> Completion:
             refuse_if_stopped()
-            with self._lock:
-                self._refuse_beyond_budget()
-                self._requests += 1
-            completion = self._from_teacher(teacher, request)
-            with self._lock:
-                self._price += completion.price
+            self._spending.begin()
+            try:
+                completion = self._from_teacher(teacher, request, may_send)
+            except BaseException:
+                self._spending.failed()
+                raise
+            self._spending.answered(completion.price)
             return completion
 
-        completion, paid = self.journal.obtain(request, pay, teacher=name, run=self._run)
+        stored, paid = self.journal.answer(request, pay, teacher=name, run=self._run)
+        ours = paid or (stored.run == self._run and stored.created < self._began)  # what this start paid is counted
         with self._lock:
-            self._tallies.setdefault(name, Tally()).add(completion, paid)
-        return completion
+            tally = self._tallies.setdefault(name, Tally())
+            tally.add(stored.completion, paid, stored.completion.price if ours else 0.0)
+        return stored
 
-    def _from_teacher(self, teacher: Teacher, request: Request) -> Completion:
-        if not isinstance(teacher.text, TextModel):
-            assert teacher.text is not None
-            began = time.monotonic()
-            text = teacher.text(request)
-            if not isinstance(text, str):
-                raise PluginError(f"the rule of a text teacher gave a {type(text).__name__}; return a string")
-            return Completion(text=text, model=request.model, seconds=time.monotonic() - began)
-        client, slots = self._client(teacher.text)
-        with slots:
-            refuse_if_stopped()
-            assert self._loop is not None
-            return self._loop.run(client.complete(request))
+    def _from_teacher(self, teacher: Teacher, request: Request, may_send: Callable[[], None]) -> Completion:
+        if isinstance(teacher.text, TextModel):
+            self._refuse_without_prices(teacher.text)
+            return self._clients.complete(teacher.text, request, may_send)
+        assert teacher.text is not None
+        began = time.monotonic()
+        text = teacher.text(request)
+        if not isinstance(text, str):
+            raise PluginError(f"the rule of a text teacher gave a {type(text).__name__}; return a string")
+        return Completion(text=text, model=request.model, seconds=time.monotonic() - began)
 
-    def _client(self, model: TextModel) -> tuple[TextClient, threading.Semaphore]:
-        with self._lock:
-            key = repr(model)
-            if key not in self._clients:
-                from kdcore.teachers.llm import client_of
-
-                self._loop = self._loop or _EventLoop()
-                client = client_of(model, device=self._device, threads=self._threads)
-                self._clients[key] = client, threading.Semaphore(model.in_flight)
-            return self._clients[key]
-
-    def _refuse_beyond_budget(self) -> None:
-        self._began = self._began or time.monotonic()
-        spent = {
-            "max_cost": self._price,
-            "max_requests": self._requests,
-            "max_seconds": time.monotonic() - self._began,
-        }
-        for limit, value in spent.items():
-            most = getattr(self._budget, limit)
-            if most is not None and value >= most:
-                flag = "--" + limit.replace("_", "-")
-                raise BudgetError(
-                    f"the budget is spent: {value:,.4g} of {limit} {most:,.4g}; every answer is kept, go on with a "
-                    f"larger {flag}"
-                )
+    def _refuse_without_prices(self, model: TextModel) -> None:
+        """Refuse a budget that a model's answers would never use up; a model on this machine costs nothing."""
+        if self._budget.max_cost is not None and model.is_remote and not (model.prompt_price or model.answer_price):
+            raise InputError(
+                f"max_cost: the prices of {model.model} at {model.endpoint} are 0, so it is never reached; set "
+                "prompt_price and answer_price, or use --max-requests"
+            )
 
     # Journal and counts
 
@@ -269,7 +214,7 @@ class TextTeachers:
 
                 self._journal = Journal.open(self._path)
                 spent = self._journal.totals(run=self._run)
-                self._requests, self._price = spent.requests, spent.price
+                self._spending.resume(spent.requests, spent.price)
             return self._journal
 
     def _reject(self, name: str, request: Request, completion: Completion, key: str, reason: str) -> None:
@@ -293,13 +238,18 @@ class TextTeachers:
 
     def close(self) -> None:
         """Close clients, event loop and journal."""
-        if self._loop is not None:
-            for client, _ in self._clients.values():
-                self._loop.run(client.close())
-            self._loop.close()
+        self._clients.close()
         if self._journal is not None:
             self._journal.close()
-        self._clients, self._loop, self._journal = {}, None, None
+        self._journal = None
+
+
+def _repair_turns(text: str, reason: str) -> list[dict[str, str]]:
+    """What follows a question whose answer was refused."""
+    return [
+        {"role": "assistant", "content": text if text.strip() else NO_ANSWER},
+        {"role": "user", "content": REPAIR.format(reason=literal(reason))},
+    ]
 
 
 def model_name(name: str, teacher: Teacher) -> str:

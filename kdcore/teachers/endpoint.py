@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import inspect
-import json
 import logging
+import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from kdcore.errors import InputError, KDCoreError, RunError
+from kdcore.teachers.endpoint_answers import Said, read_answer, well_formed
 from kdcore.teachers.endpoint_errors import FailedAttemptError, judge, one_line
-from kdcore.teachers.rates import Limits
-from kdcore.teachers.text import Completion, Request, TokenChoice
+from kdcore.teachers.rates import Limits, unless_refused
+from kdcore.teachers.text import Completion, Request, always
 from kdcore.text_model import TextModel
 
 __all__ = ["EndpointClient", "estimated_tokens"]
@@ -36,10 +37,12 @@ class EndpointClient:
     """Asks an endpoint, with the retries, limits, prices and key of the configuration.
 
     Tried again, after an exponential backoff with jitter or for as long as the server asks (``Retry-After``): status
-    408, 409, 429 and 5xx, an unreachable server, a timeout, a connection closed early, a malformed body and one
-    without choices. A server that asks to wait more than 10 minutes ends the run, which can be resumed.
+    408, 409, 429 and 5xx, an unreachable server, a timeout, a connection closed early, a malformed body, one without
+    choices and one that tells of a failure. A server that asks to wait more than 10 minutes ends the run, which can be
+    resumed.
 
-    The key is read from ``model.key_variable`` here, and goes nowhere but into the requests' header.
+    The key is read from ``model.key_variable`` here, and goes nowhere but into the requests' header; where a server
+    repeats it, it is replaced.
 
     :param model: its ``endpoint`` is a base URL such as ``https://api.openai.com/v1``.
     :param seeded: give each request that names no seed one of its own, from its key and sample.
@@ -70,7 +73,6 @@ class EndpointClient:
             stop=tenacity.stop_after_attempt(model.retries + 1),
             retry=tenacity.retry_if_exception_type(FailedAttemptError),
             wait=self._wait,
-            sleep=asyncio.sleep,
             reraise=True,
         )
         self._random = random.Random()  # the run's own generators stay as they are
@@ -79,7 +81,7 @@ class EndpointClient:
         self._counts_tokens = True
         self._quiet_until = 0.0
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, may_send: Callable[[], None] = always) -> Completion:
         """See `kdcore.teachers.text.TextClient.complete`."""
         arguments = self._arguments_of(request)
         attempts = 0
@@ -87,10 +89,13 @@ class EndpointClient:
         async def attempt() -> Completion:
             nonlocal attempts
             attempts += 1
-            return await self._attempt(request, arguments, attempts)
+            return await self._attempt(request, arguments, attempts, may_send)
+
+        def pause(seconds: float) -> Awaitable[None]:
+            return unless_refused(asyncio.sleep(seconds), may_send)
 
         try:
-            completion: Completion = await self._retrying.copy()(attempt)
+            completion: Completion = await self._retrying.copy(sleep=pause)(attempt)
             return completion
         except FailedAttemptError as error:
             reason = str(error)
@@ -100,7 +105,9 @@ class EndpointClient:
         """Close the connections."""
         await self._client.close()
 
-    async def _attempt(self, request: Request, arguments: Mapping[str, Any], number: int) -> Completion:
+    async def _attempt(
+        self, request: Request, arguments: Mapping[str, Any], number: int, may_send: Callable[[], None]
+    ) -> Completion:
         """Send it once.
 
         What is raised is made outside of the handlers: an error of the HTTP client holds the request with its header.
@@ -109,13 +116,14 @@ class EndpointClient:
 
         failure: Exception
         async with self._slots:
-            use = await self._limits.admit(estimated_tokens(request, self._model.max_tokens))
+            tokens = estimated_tokens(request, self._model.max_tokens)
+            use = await unless_refused(self._limits.admit(tokens), may_send)
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self._model.timeout):
                     answer = await self._client.chat.completions.with_raw_response.create(**arguments)
                 seconds = time.perf_counter() - began
-                completion = self._completion(answer.content, seconds, number)
+                completion = self._completion(read_answer(answer.content, self._key), request, seconds, number)
             except (TimeoutError, openai.APITimeoutError):
                 failure = FailedAttemptError(f"no answer in {self._model.timeout:g} s")
             except FailedAttemptError as error:
@@ -164,6 +172,8 @@ class EndpointClient:
         if "max_completion_tokens" in parameters:
             parameters.pop("max_tokens", None)
         if "seed" in parameters:
+            if not isinstance(parameters["seed"], int):
+                raise InputError(f"extra: seed is {parameters['seed']!r}; write an integer")
             parameters["seed"] += request.sample
         elif self._seeded:
             parameters["seed"] = (int(request.key()[:8], 16) + request.sample) % 2**31
@@ -174,37 +184,27 @@ class EndpointClient:
         known |= {"extra_body": unknown} if unknown else {}
         return {"model": request.model, "messages": _messages(request), **known}
 
-    def _completion(self, content: bytes, seconds: float, attempts: int) -> Completion:
-        """Read a body of status 200.
-
-        :raises FailedAttemptError: it is malformed or holds no answer.
-        """
-        try:
-            body = json.loads(content)
-            choice = body["choices"][0]
-            message = choice["message"]
-            said, refused = _text(message.get("content")), message.get("refusal")
-            usage = body.get("usage") or {}
-            prompt_tokens, answer_tokens = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
-            tokens = tuple(_token_choice(entry) for entry in (choice.get("logprobs") or {}).get("content") or ())
-            finish = choice.get("finish_reason") or "stop"
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            body, choice = None, None
-        if choice is None:
-            raise FailedAttemptError(f"an answer that is malformed or empty ({one_line(content[:200], self._key)})")
-        if not usage and self._counts_tokens:
+    def _completion(self, said: Said, request: Request, seconds: float, attempts: int) -> Completion:
+        """An answer with its price, which is estimated where the server tells no numbers of tokens."""
+        counted = said.prompt_tokens is not None and said.answer_tokens is not None
+        if not counted and self._counts_tokens:
             self._counts_tokens = False
-            log.warning("%s: tells no numbers of tokens; they and the price are counted as 0", self._model.endpoint)
+            log.warning(
+                "%s: tells no numbers of tokens; they are counted as 0, and the price is estimated",
+                self._model.endpoint,
+            )
+        prompt = _prompt_tokens(request) if said.prompt_tokens is None else said.prompt_tokens
+        answer = _tokens_of(len(said.text)) if said.answer_tokens is None else said.answer_tokens
         return Completion(
-            text=_well_formed(said or refused or ""),
-            model=str(body.get("model") or ""),
-            finish="content_filter" if refused and not said else finish,
-            prompt_tokens=prompt_tokens,
-            answer_tokens=answer_tokens,
+            text=said.text,
+            model=said.model,
+            finish=said.finish,
+            prompt_tokens=said.prompt_tokens or 0,
+            answer_tokens=said.answer_tokens or 0,
             seconds=seconds,
-            price=self._model.price(prompt_tokens, answer_tokens),
+            price=self._model.price(prompt, answer),
             attempts=attempts,
-            tokens=tokens,
+            tokens=said.tokens,
         )
 
 
@@ -213,10 +213,18 @@ def estimated_tokens(request: Request, max_tokens: int) -> int:
 
     :param max_tokens: where the request names no longest answer.
     """
-    characters = sum(len(message["content"]) for message in request.messages)
     parameters = request.parameters
     answer = parameters.get("max_completion_tokens") or parameters.get("max_tokens") or max_tokens
-    return characters // 4 + IMAGE_TOKENS * len(request.attachments) + int(answer)
+    return _prompt_tokens(request) + int(answer)
+
+
+def _prompt_tokens(request: Request) -> int:
+    characters = sum(len(message["content"]) for message in request.messages)
+    return _tokens_of(characters) + IMAGE_TOKENS * len(request.attachments)
+
+
+def _tokens_of(characters: int) -> int:
+    return math.ceil(characters / 4)
 
 
 def _is_local(endpoint: str) -> bool:
@@ -251,18 +259,19 @@ def _read_key(variable: str) -> str:
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:
-    """The turns, with the attachments as images of the last one."""
+    """The turns, with the attachments as images of the one that they go with."""
     messages: list[dict[str, Any]] = [
-        {**message, "content": _well_formed(message["content"])} for message in request.messages
+        {**message, "content": well_formed(message["content"])} for message in request.messages
     ]
     if request.attachments:
-        parts = [{"type": "text", "text": messages[-1]["content"]}] if messages[-1]["content"] else []
+        turn = messages[-1 if request.attached_to is None else request.attached_to]
+        parts = [{"type": "text", "text": turn["content"]}] if turn["content"] else []
         for attachment in request.attachments:
             if not attachment.media_type.startswith("image/"):
                 raise InputError(f"attachment of {attachment.media_type}: an endpoint takes images only")
             data = base64.b64encode(attachment.data).decode()
             parts.append({"type": "image_url", "image_url": {"url": f"data:{attachment.media_type};base64,{data}"}})
-        messages[-1] = {**messages[-1], "content": parts}
+        turn["content"] = parts
     return messages
 
 
@@ -281,27 +290,3 @@ def _is_strict(schema: object) -> bool:
                 return False
         return all(map(_is_strict, schema.values()))
     return not isinstance(schema, list) or all(map(_is_strict, schema))
-
-
-def _text(content: object) -> str:
-    """A message's content; some servers give a list of parts."""
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        return "".join(part.get("text") or "" for part in content)
-    if content is not None and not isinstance(content, str):
-        raise TypeError
-    return content or ""
-
-
-def _token_choice(entry: Mapping[str, Any]) -> TokenChoice:
-    alternatives = entry.get("top_logprobs") or ()
-    pairs = [(_well_formed(each["token"]), float(each["logprob"])) for each in alternatives]
-    return TokenChoice(
-        token=_well_formed(entry["token"]),
-        log_probability=float(entry["logprob"]),
-        alternatives=tuple(sorted(pairs, key=lambda pair: -pair[1])),
-    )
-
-
-def _well_formed(text: str) -> str:
-    """The text with halves of surrogate pairs replaced: UTF-8 cannot hold them."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from kdcore.errors import InputError, KDCoreError, RunError
-from kdcore.teachers.text import Request
+from kdcore.teachers.text import RefusedError, Request
 from kdcore.text_model import TextModel
 
 __all__ = ["FailedAttemptError", "judge", "one_line", "retry_after"]
@@ -18,6 +18,7 @@ __all__ = ["FailedAttemptError", "judge", "one_line", "retry_after"]
 LONGEST = 300
 CONTEXT = re.compile(r"context[_ -]?(length|size|window)|too many tokens|prompt is too long", re.IGNORECASE)
 FORMAT = re.compile(r"response_format|json_schema|structured output|grammar", re.IGNORECASE)
+OF_ALL_REQUESTS = (401, 403, 404)
 SPENT = ("insufficient_quota", "billing_hard_limit_reached")
 
 
@@ -73,11 +74,13 @@ def judge(
     said = one_line(fields.get("message") or inner or fields.get("detail") or "", key)
     codes = {str(fields.get(name)) for name in ("code", "type")}
     reason = f"HTTP {status}{f' ({said})' if said else ''}"
-    if codes.intersection(SPENT):
-        return RunError(f"{model.endpoint}: the account's quota is used up ({said}); raise it, then resume the run")
+    if status == 402 or codes.intersection(SPENT):
+        told = said or reason
+        return RunError(f"{model.endpoint}: the account's quota is used up ({told}); raise it, then resume the run")
     if status in (408, 409, 429) or status >= 500:
         return FailedAttemptError(reason, retry_after(headers))
-    return InputError(f"{model.endpoint}: {_refusal(status, said, codes, fields, model, request, key)}")
+    kind = InputError if status in OF_ALL_REQUESTS else RefusedError
+    return kind(f"{model.endpoint}: {_refusal(status, said, codes, fields, model, request, key)}")
 
 
 def _refusal(

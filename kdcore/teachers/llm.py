@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from kdcore.errors import InputError
 from kdcore.teachers.endpoint import EndpointClient
 from kdcore.teachers.structured import validated
 from kdcore.teachers.text import TextClient
 from kdcore.text_model import LLAMA_CPP, TextModel
 
-__all__ = ["EndpointClient", "client_of", "validated"]
+__all__ = ["EndpointClient", "client_key", "client_of", "validated"]
+
+
+def client_key(model: TextModel) -> str:
+    """Models of one key share a client: they differ in what each request says by itself, such as the temperature."""
+    longest = model.max_tokens if model.endpoint == LLAMA_CPP else 1  # a server's slots have room for it
+    return repr(evolve(model, temperature=1.0, max_tokens=longest, extra={}, identity=""))
 
 
 def client_of(model: TextModel, *, device: str = "cpu", threads: int = 1) -> TextClient:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from transformers import (
 
 from kdcore.engine.seeds import derive
 from kdcore.errors import InputError, RunError
-from kdcore.model_source import gguf_file, resolve_source
+from kdcore.model_source import expanded, gguf_file, loading, resolve_source
 from kdcore.teachers.sampling import Draw, GumbelSampler, RowLimits
-from kdcore.teachers.text import Completion, Request, TokenChoice
+from kdcore.teachers.text import Completion, RefusedError, Request, TokenChoice, always
 from kdcore.text_model import TextModel
 
 __all__ = ["LocalClient"]
@@ -49,6 +48,16 @@ class _Job:
     longest: int
     stops: Sequence[str]
     answer: asyncio.Future[Completion]
+    may_send: Callable[[], None]
+
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for the answer, and may have it."""
+        if not self.answer.done():
+            try:
+                self.may_send()
+            except Exception as error:
+                self.answer.set_exception(error)
+        return not self.answer.done()
 
 
 class LocalClient:
@@ -80,9 +89,9 @@ class LocalClient:
         self._serving: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdcore-language-model")
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, may_send: Callable[[], None] = always) -> Completion:
         """See `kdcore.teachers.text.TextClient.complete`."""
-        job = self._job(request)
+        job = self._job(request, may_send)
         self._waiting.append(job)
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
@@ -104,7 +113,7 @@ class LocalClient:
             await asyncio.sleep(GATHERING_SECONDS)
             size = self._settings.in_flight
             taken, self._waiting = self._waiting[:size], self._waiting[size:]
-            jobs = [job for job in taken if not job.answer.done()]
+            jobs = [job for job in taken if job.is_wanted()]
             if not jobs:
                 continue
             try:
@@ -118,10 +127,11 @@ class LocalClient:
                 if not job.answer.done():
                     job.answer.set_result(completion)
 
-    def _job(self, request: Request) -> _Job:
+    def _job(self, request: Request, may_send: Callable[[], None]) -> _Job:
         """Make a request ready.
 
-        :raises InputError: it has a parameter or attachment that this client does not know, or is too long.
+        :raises InputError: it has a parameter or attachment that this client does not know.
+        :raises RefusedError: it is too long, empty, or of a form that the chat template does not know.
         """
         parameters = request.parameters
         if unknown := sorted(set(parameters) - set(PARAMETERS)):
@@ -132,7 +142,7 @@ class LocalClient:
         longest = int(parameters.get("max_tokens", self._settings.max_tokens))
         room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None and len(ids) + longest > room:
-            raise InputError(
+            raise RefusedError(
                 f"{self._settings.model}: the prompt of {len(ids)} tokens and an answer of {longest} do not fit the "
                 f"model's {room}; shorten it or lower max_tokens"
             )
@@ -145,7 +155,7 @@ class LocalClient:
         )
         stop = parameters.get("stop") or []
         stops = [stop] if isinstance(stop, str) else list(stop)
-        return _Job(request, ids, draw, longest, stops, asyncio.get_running_loop().create_future())
+        return _Job(request, ids, draw, longest, stops, asyncio.get_running_loop().create_future(), may_send)
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if self._tokenizer.chat_template:
@@ -154,12 +164,14 @@ class LocalClient:
                     [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
                 )
             except TemplateError as error:
-                raise InputError(f"{self._settings.model}: its chat template refuses the messages ({error})") from None
+                raise RefusedError(
+                    f"{self._settings.model}: its chat template refuses the messages ({error})"
+                ) from None
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self._tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]
         if not ids:
-            raise InputError(f"{self._settings.model}: the prompt is empty")
+            raise RefusedError(f"{self._settings.model}: the prompt is empty")
         return ids
 
     def _generate(self, jobs: Sequence[_Job]) -> list[Completion]:
@@ -221,18 +233,15 @@ def _load(source: str, device: torch.device) -> tuple[Any, Any]:
     path = gguf_file(source) if _may_hold_gguf(source) else None
     place, options = (resolve_source(source), {}) if path is None else (str(path.parent), {"gguf_file": path.name})
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    try:
+    with loading(f"model: {source}"):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
         model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        words = " ".join(str(error).split())
-        raise InputError(f"model: {source} cannot be loaded ({words[:300]}); name a folder or hub name") from None
     return tokenizer, model.to(device).eval()
 
 
 def _may_hold_gguf(source: str) -> bool:
     """Whether a GGUF file is what there is to load: a folder with a configuration is a model as it is."""
-    return source.startswith("package:") or not (Path(source).expanduser() / "config.json").is_file()
+    return source.startswith("package:") or not (expanded(source) / "config.json").is_file()
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

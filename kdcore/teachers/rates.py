@@ -5,10 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from attrs import define
 
-__all__ = ["Limits", "Use"]
+__all__ = ["Limits", "Use", "unless_refused"]
+
+
+POLL_SECONDS = 0.25
+T = TypeVar("T")
+
+
+async def unless_refused(waiting: Awaitable[T], may_go_on: Callable[[], None]) -> T:
+    """Wait, unless ``may_go_on`` raises meanwhile; it is called four times a second, and at the end."""
+    task = asyncio.ensure_future(waiting)
+    try:
+        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
+            may_go_on()
+    finally:
+        task.cancel()
+    may_go_on()
+    return task.result()
 
 
 @define(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ from kdcore.errors import InputError, PluginError
 
 __all__ = ["validated"]
 
-FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
+FENCE = "```"
 LONGEST = 200
 
 
@@ -23,15 +23,18 @@ def validated(schema: Mapping[str, Any], text: str) -> Any:
 
     :param schema: of JSON Schema, draft 2020-12 unless its ``$schema`` names another. References lead nowhere outside
         of it.
-    :raises ValueError: the answer is no JSON (what Python adds to it, such as NaN, is none) or breaks the schema; the
-        short message names the place.
+    :raises ValueError: the answer is no JSON (what Python adds to it, such as NaN, is none), holds a number or text
+        that cannot be written again (1e999, half of a surrogate pair), or breaks the schema; the short message names
+        the place.
     :raises PluginError: the schema itself is wrong.
     :raises InputError: jsonschema is not installed.
     """
     validator = _validator(json.dumps(schema, sort_keys=True))
-    fenced = FENCE.fullmatch(text)
     try:
-        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
+        value = json.loads(_without_fence(text), parse_constant=_refuse, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("no JSON: holds half of a surrogate pair") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -67,8 +70,23 @@ def _validator(schema: str) -> Any:
     return kind(parsed, registry=Registry())
 
 
+def _without_fence(text: str) -> str:
+    first, _, rest = text.strip().partition("\n")
+    opened = first.removeprefix(FENCE)
+    if opened == first or opened.strip().lower() not in ("", "json") or not rest.endswith(FENCE):
+        return text
+    return rest.removesuffix(FENCE)
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"no JSON: {constant} is no JSON value")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(_short(f"no JSON: {number} is no number that can be held"))
+    return value
 
 
 def _short(text: str) -> str:

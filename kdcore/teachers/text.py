@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import field, frozen
 
-__all__ = ["Attachment", "Completion", "Request", "TextClient", "TokenChoice"]
+from kdcore.errors import InputError
+
+__all__ = ["Attachment", "Completion", "RefusedError", "Request", "TextClient", "TokenChoice", "always"]
 
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
+class RefusedError(InputError):
+    """The teacher refuses this request, which is too long or of a form that it does not take; others may pass."""
+
+
 @frozen
 class Attachment:
-    """A file that goes with the last message of a request, such as an image.
+    """A file that goes with a message of a request, such as an image.
 
     :param media_type: as of HTTP, ``"image/png"``.
     :param data: its bytes.
@@ -24,6 +31,14 @@ class Attachment:
 
     media_type: str
     data: bytes = field(repr=False)
+
+
+def _whole(number: Any) -> int:
+    """A plain integer: the journal stores no other."""
+    try:
+        return int(operator.index(number))
+    except TypeError:
+        raise TypeError(f"sample is {number!r}: give an integer") from None
 
 
 @frozen(kw_only=True)
@@ -35,9 +50,11 @@ class Request:
     :param parameters: of sampling, as OpenAI's chat completions name them (temperature, max_tokens, stop, seed,
         logprobs, top_logprobs, ...), JSON values.
     :param schema: the JSON schema that the answer must satisfy; None: free text.
-    :param attachments: go with the last message.
+    :param attachments: go with one of the messages.
+    :param attached_to: the index of that message; None: the last.
     :param identity: anything else that tells the model from others of its name.
-    :param sample: tells apart several answers to the same question.
+    :param sample: an integer of any type, which tells apart several answers to the same question.
+    :raises TypeError: ``sample`` is no integer.
     """
 
     model: str
@@ -45,8 +62,9 @@ class Request:
     parameters: Mapping[str, Any] = field(factory=dict)
     schema: Mapping[str, Any] | None = None
     attachments: Sequence[Attachment] = ()
+    attached_to: int | None = None
     identity: str = ""
-    sample: int = 0
+    sample: int = field(default=0, converter=_whole)
 
     def facts(self) -> dict[str, Any]:
         """All of it but the sample, as JSON values; attachments by their sha256."""
@@ -60,6 +78,7 @@ class Request:
                 {"media_type": each.media_type, "sha256": hashlib.sha256(each.data).hexdigest()}
                 for each in self.attachments
             ],
+            **({} if self.attached_to is None or not self.attachments else {"attached_to": self.attached_to}),
         }
 
     def canonical(self) -> bytes:
@@ -110,14 +129,21 @@ class Completion:
     tokens: Sequence[TokenChoice] = ()
 
 
+def always() -> None:
+    """Any request may be sent."""
+
+
 class TextClient(Protocol):
     """Anything that completes requests: an endpoint, a local model. Used in one event loop."""
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, may_send: Callable[[], None] = always) -> Completion:
         """Complete one request, after as many retries as its configuration allows.
 
+        :param may_send: called right before each attempt is sent, and some times a second while it waits; whatever it
+            raises ends the request. An attempt that was sent is waited for.
         :raises RunError: the teacher cannot be reached, or failed too often; the run can be resumed.
-        :raises InputError: it refuses the request (key, model name, a prompt that is too long).
+        :raises RefusedError: it refuses this request, such as a prompt that is too long.
+        :raises InputError: it refuses every request (key, model name).
         """
         ...
 

@@ -115,6 +115,12 @@ def test_rejected_answers_are_kept_with_the_reason(path: Path, journal: Journal,
         requests=3, prompt_tokens=30, answer_tokens=6, seconds=1.5, price=0.75, rejected={"no JSON": 2}
     )
     assert journal.obtain(bad, never, teacher="t", run="r")[0].text == "x"
+    journal.accept(bad.key(), 0)
+    journal.accept(good.key(), 0)
+    assert journal.totals().rejected == {"no JSON": 1}
+    assert journal.answer(bad, never, teacher="t", run="r")[0].rejected == ""
+    with pytest.raises(KeyError, match=f"{good.key()}/5"):
+        journal.accept(good.key(), 5)
     with pytest.raises(KeyError, match=f"{good.key()}/5"):
         journal.reject(good.key(), 5, "never asked")
     with pytest.raises(ValueError, match="for a reason"):

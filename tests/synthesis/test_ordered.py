@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kdcore.errors import RejectedError
-from kdcore.synthesis.ordered import StoppedError, map_in_order, refuse_if_stopped
+from kdcore.synthesis.ordered import StoppedError, map_in_order, refuse_if_stopped, stop_check
 
 
 def threads():
@@ -98,3 +98,14 @@ def test_a_chain_of_calls_stops_between_two_of_them():
 def test_outside_of_a_map_nothing_is_stopped():
     refuse_if_stopped()
     assert issubclass(StoppedError, Exception)
+
+
+def test_another_thread_may_look_whether_one_is_stopped():
+    checks = []
+    results = map_in_order(lambda number: checks.append(stop_check()), range(1), threads=1, ahead=0)
+    next(results)
+    checks[0]()
+    results.close()
+    with pytest.raises(StoppedError):
+        checks[0]()
+    refuse_if_stopped()

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from attrs import evolve
 
 from kdcore import Teacher, TextModel
-from kdcore.errors import BudgetError, PluginError, RejectedError
+from kdcore.errors import BudgetError, InputError, PluginError, RejectedError
+from kdcore.synthesis.journal_inventory import problems_of
 from kdcore.teachers.asking import Budget, TextTeachers
 
 
@@ -62,6 +64,30 @@ def test_another_question_is_asked(texts, change):
     assert len(rule.asked) >= 2
 
 
+@pytest.mark.parametrize("sample", [np.int64(1), True])
+def test_whatever_type_numbers_have_the_answer_is_stored_and_found(texts, tmp_path, sample):
+    rule = Rule()
+    first = texts().ask("llm", Teacher(text=rule), "how many", sample=sample, parameters={"seed": np.int64(3)})
+    again = texts().ask("llm", Teacher(text=rule), "how many", sample=1, parameters={"seed": 3})
+    assert first.key == again.key
+    assert first.key.endswith("/1")
+    assert len(rule.asked) == 1
+    assert problems_of(tmp_path / "journal.sqlite") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"parameters": {"stop": object()}}, "teacher llm: parameters.stop is a object: give text, numbers, lists"),
+        ({"schema": {"enum": {1, float("nan")}}}, r"teacher llm: schema.enum\[\d\] is nan: give a finite number"),
+        ({"sample": 0.5}, "teacher llm: sample is 0.5: give an integer"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused(texts, options, told):
+    with pytest.raises(InputError, match=told):
+        texts().ask("llm", Teacher(text=Rule()), "how many", **options)
+
+
 def number(text):
     if not text.isdigit():
         raise ValueError(f"no number: {text!r}")
@@ -97,6 +123,30 @@ def test_a_check_is_run_again_on_a_stored_answer(texts):
     texts().ask("llm", Teacher(text=rule), "how many")
     with pytest.raises(IndexError):  # the repair, which the rule does not answer
         texts().ask("llm", Teacher(text=rule), "how many", check=number)
+
+
+def test_a_looser_check_withdraws_the_rejection(texts):
+    asking, rule = texts(), Rule(["seven", "7"])
+    asking.ask("llm", Teacher(text=rule), "how many", check=number)
+    assert asking.journal.totals().rejected
+    assert asking.ask("llm", Teacher(text=rule), "how many").text == "seven"
+    assert asking.journal.totals().rejected == {}
+
+
+def test_the_price_is_of_what_the_run_paid_for(texts, serve):
+    model = TextModel(model="stub", endpoint=serve().address, key_variable="", prompt_price=1e6, answer_price=1e6)
+
+    def price(asking, *questions):
+        for question in questions:
+            asking.ask("llm", Teacher(text=model), question)
+        return asking.counts()["llm"]["price"]
+
+    first = price(texts(), "a", "b", "a")
+    resumed = texts()
+    assert 0 < first < price(resumed, "a", "b", "c", "c") == resumed.journal.totals().price
+    another = texts(run="b")
+    assert price(another, "a", "b", "c") == 0
+    assert price(another, "d") == another.journal.totals(run="b").price > 0
 
 
 def test_a_schema_is_checked_here(texts):

@@ -169,11 +169,17 @@ def test_a_refusal_is_not_tried_again_and_says_what_to_do(serve, monkeypatch, st
     assert sum(server.received.values()) == 1
 
 
-def test_a_used_up_quota_is_not_tried_again(serve):
-    server = serve(
-        refuse=lambda body, headers: (429, {"error": {"code": "insufficient_quota", "message": "no credit"}})
-    )
-    with pytest.raises(RunError, match=r"quota is used up \(no credit\); raise it, then resume"):
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (429, {"code": "insufficient_quota", "message": "no credit"}, "no credit"),
+        (402, {"code": 402, "message": "Insufficient credits"}, "Insufficient credits"),
+        (402, {}, "HTTP 402"),
+    ],
+)
+def test_a_used_up_quota_is_not_tried_again_and_the_run_can_be_resumed(serve, status, error, told):
+    server = serve(refuse=lambda body, headers: (status, {"error": error}))
+    with pytest.raises(RunError, match=rf"quota is used up \({told}\); raise it, then resume"):
         answer(server, ask())
     assert sum(server.received.values()) == 1
 
@@ -206,6 +212,11 @@ def test_samples_with_a_seed_differ_and_are_repeated(serve):
     first, second, again = (answer(server, ask(sample=n, parameters={"seed": 5})).text for n in (0, 1, 0))
     assert first == again != second
     assert [body["seed"] for body in server.bodies] == [5, 6, 5]
+
+
+def test_a_seed_that_is_no_integer_is_refused(serve):
+    with pytest.raises(InputError, match=r"^extra: seed is '5'; write an integer$"):
+        answer(serve(), ask(parameters={"seed": "5"}))
 
 
 def test_a_structured_answer_is_asked_of_the_server(serve):
@@ -243,13 +254,16 @@ def test_log_probabilities(serve):
     assert answer(serve(), ask()).tokens == ()
 
 
-def test_a_server_that_counts_no_tokens_is_named_once(serve, caplog):
-    server = serve(usage=False)
-    model = TextModel(model="stub", endpoint=server.address, prompt_price=1.0, tokens_per_minute=10**6)
+def test_a_server_that_counts_no_tokens_is_named_once_and_charged_by_estimate(serve, caplog):
+    server = serve(usage=False, answer=lambda body, key: "x" * 40)
+    model = TextModel(
+        model="stub", endpoint=server.address, prompt_price=1.0, answer_price=10.0, tokens_per_minute=10**6
+    )
     for completion in answers(model, [ask(number) for number in range(5)]):
-        assert (completion.prompt_tokens, completion.answer_tokens, completion.price) == (0, 0, 0.0)
+        assert (completion.prompt_tokens, completion.answer_tokens) == (0, 0)
+        assert completion.price == pytest.approx((4 * 1.0 + 10 * 10.0) / 1e6)  # "Write message 0." and 40 characters
     assert [record.getMessage() for record in caplog.records if record.name == "kdcore"] == [
-        f"{server.address}: tells no numbers of tokens; they and the price are counted as 0"
+        f"{server.address}: tells no numbers of tokens; they are counted as 0, and the price is estimated"
     ]
 
 

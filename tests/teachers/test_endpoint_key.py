@@ -9,6 +9,8 @@ import traceback
 import pytest
 
 from kdcore.errors import InputError, RunError
+from kdcore.recipe import Teacher
+from kdcore.teachers.asking import Budget, TextTeachers
 from kdcore.teachers.endpoint import EndpointClient
 from kdcore.teachers.text import Request
 from kdcore.text_model import TextModel
@@ -83,6 +85,24 @@ def test_a_server_that_echoes_the_key(serve, caplog, capfd, status):
     assert KEY not in "".join(capfd.readouterr())
     if status not in (401, 404):
         assert "[key]" in str(caught.value)
+
+
+def test_an_answer_that_repeats_the_key_is_stored_without_it(serve, tmp_path):
+    server = serve(answer=lambda body, key: f"You sent {KEY} to me")
+    asking = TextTeachers(tmp_path, "a", Budget())
+    model = TextModel(model="stub", endpoint=server.address, key_variable="KD_KEY")
+    answer = asking.ask("llm", Teacher(text=model), "Hello", parameters={"logprobs": True, "top_logprobs": 1})
+    asking.close()
+    assert answer.text == "You sent [key] to me"
+    assert answer.completion.tokens == ()
+    assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_malformed_body_is_shown_without_a_piece_of_the_key(serve):
+    server = serve(refuse=lambda body, headers: (200, "x" * 190 + KEY))
+    with pytest.raises(RunError, match=r"malformed or empty .*x\[key\]") as caught:
+        complete(server.address, retries=0)
+    assert KEY[:6] not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["hang", "close", "malformed"])

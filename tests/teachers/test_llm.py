@@ -21,7 +21,7 @@ def test_a_url_is_an_endpoint():
         ({"model": "m", "endpoint": "ollama"}, "endpoint: 'ollama' is no URL"),
         ({"model": "./none.gguf", "endpoint": "llama.cpp"}, r"\./none\.gguf: no such file; name a GGUF file"),
         ({"model": "gemma", "endpoint": "llama.cpp"}, "model: gemma is no GGUF file"),
-        ({"model": "./nowhere"}, r"model: \./nowhere cannot be loaded \(.+\); name a folder or hub name"),
+        ({"model": "./nowhere"}, r"model: \./nowhere cannot be loaded: .+; check its name"),
     ],
 )
 def test_a_wrong_model_is_named_on_one_line(fields, message):

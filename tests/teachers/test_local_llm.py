@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from kdcore.errors import InputError, RunError
 from kdcore.teachers.llm import client_of
 from kdcore.teachers.local_llm import LocalClient
-from kdcore.teachers.text import Attachment, Request
+from kdcore.teachers.text import Attachment, RefusedError, Request
 from kdcore.text_model import TextModel
 
 PROMPTS = (
@@ -219,7 +221,7 @@ def test_a_failure_reaches_the_callers_and_the_next_request_is_answered(folder):
 )
 def test_a_request_that_it_cannot_answer_leaves_the_others_alone(folder, request_, message):
     refused, answered = answers(folder, [request_, ask()])
-    assert isinstance(refused, InputError)
+    assert isinstance(refused, RefusedError) == ("prompt" in message)
     with pytest.raises(InputError, match=message):
         raise refused
     assert answered.text
@@ -241,3 +243,33 @@ def test_closing_drops_what_waits(folder):
     first, *rest = asyncio.run(main())
     assert first.text
     assert all(isinstance(each, asyncio.CancelledError) for each in rest)
+
+
+def test_what_nobody_wants_any_more_is_not_computed(folder):
+    def refuse():
+        raise ZeroDivisionError
+
+    async def main():
+        client = LocalClient(TextModel(model=str(folder)))
+        sizes, generate = [], client._generate
+        client._generate = lambda jobs: sizes.append(len(jobs)) or generate(jobs)
+        results = await asyncio.gather(
+            client.complete(ask(max_tokens=2)), client.complete(ask(sample=1), refuse), return_exceptions=True
+        )
+        await client.close()
+        return sizes, results
+
+    sizes, (first, second) = asyncio.run(main())
+    assert sizes == [1]
+    assert first.text
+    assert isinstance(second, ZeroDivisionError)
+
+
+def test_a_pointer_in_the_place_of_weights_is_one_line(folder, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    with pytest.raises(InputError, match=f"^model: {re.escape(str(copy))} cannot be loaded: .+; check its name$"):
+        client_of(TextModel(model=str(copy)))
+    with pytest.raises(InputError, match=r"^~nosuchuser/x: there is no such user"):
+        client_of(TextModel(model="~nosuchuser/x"))

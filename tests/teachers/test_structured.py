@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from kdcore.errors import PluginError
@@ -23,6 +25,7 @@ SCHEMA = {
         '```json\n{"label": "joy"}\n```',
         '\n```\n{"label": "joy"}```\n',
         ' ```JSON \n{"label": "joy"}\n```',
+        '```json\n\n\n{"label": "joy"}\n\n```',
     ],
 )
 def test_a_value_with_or_without_a_fence(text):
@@ -38,6 +41,13 @@ def test_a_value_with_or_without_a_fence(text):
         ("", "no JSON"),
         ("NaN", "no JSON: NaN is no JSON value"),
         ("[" * 100_000, "no JSON: nested too deeply"),
+        ("-1e400", "no JSON: -1e400 is no number that can be held"),
+        (f"{'9' * 400}.5", "no JSON: 9999"),
+        (r'{"label": "\ud83d"}', "no JSON: holds half of a surrogate pair"),
+        ('{"\udc00": "joy"}', "no JSON: holds half of a surrogate pair"),
+        ("```\n```", "no JSON"),
+        ("```", "no JSON"),
+        ('```python\n{"label": "joy"}\n```', "no JSON"),
         ("[]", r"^breaks the schema: \$: \[\] is not of type 'object'$"),
         ("{}", r"^breaks the schema: \$: 'label' is a required property$"),
         ('{"label": "rage"}', r"^breaks the schema: \$\.label: 'rage' is not one of \['joy', 'fear'\]$"),
@@ -48,6 +58,18 @@ def test_a_value_with_or_without_a_fence(text):
 def test_the_message_names_the_place(text, message):
     with pytest.raises(ValueError, match=message):
         validated(SCHEMA, text)
+
+
+@pytest.mark.parametrize("text", ["```json" + "\n" * 20_000 + "x", "```json\n" + " \n" * 20_000])
+def test_a_fence_that_never_ends_takes_no_time(text):
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="no JSON"):
+        validated(SCHEMA, text)
+    assert time.perf_counter() - began < 1
+
+
+def test_a_whole_pair_of_surrogates_is_one_character():
+    assert validated({"type": "string", "maxLength": 1}, r'"\ud83d\ude00"') == "\U0001f600"
 
 
 def test_messages_are_short_and_on_one_line():
