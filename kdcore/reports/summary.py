@@ -157,12 +157,9 @@ class Summary:
                 continue
             top, ours, theirs = (line.metrics[name].mean for line in (teacher, student, control))
             sign = 1 if better == "higher" else -1
-            on = (
-                f" on {teacher.examples} of {student.examples} examples"
-                if 0 < teacher.examples < student.examples
-                else ""
-            )
-            sentence = f"The teacher {teacher.label} reaches {number(top)}{on}"
+            sentence = f"The teacher {teacher.label} reaches {number(top)}"
+            if 0 < teacher.examples < student.examples:
+                sentence += f" on {teacher.examples} of {student.examples} examples"
             if sign * (ours - top) >= 0:
                 sentence += ", no better than its student"
             elif sign * (top - theirs) > 0 and sign * (ours - theirs) > 0:
