@@ -175,7 +175,8 @@ def page(result: Mapping[str, Any], kind: str) -> str:
     text += "\n\nValidation accuracy after each round:\n\n" + recording.table(("", *range(1, rounds + 1)), lines)
     about = (
         f"{result['shots']} labelled texts and {VALIDATION} of validation for each of 77 classes, {result['seeds']} "
-        "seeds; every arm starts from the same weights and takes the same steps. "
+        "seeds; every arm starts from the same weights and takes the same steps. One draw of labelled texts; seeds "
+        "vary initialisation, order and what is written. "
     )
     if kind == "retrieval":
         about += (
