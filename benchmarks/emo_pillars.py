@@ -178,7 +178,7 @@ def main() -> int:
             found[count] = {
                 "quality": means(folder),
                 "differences": differences(folder, options.seeds),
-                "unlabelled": unlabelled_share(folder, "hard-labels", options.seeds),
+                "unlabelled": unlabelled_share(folder, "distill", options.seeds),
             }
 
     config = tomllib.loads((options.out / f"labels-{options.labels[0]}" / "config.toml").read_text(encoding="utf-8"))
