@@ -218,9 +218,8 @@ def main() -> int:
         agreement = served.pop("agreement", None)
         settings = {**COMMON, **SETTINGS[options.teacher], **served, "student": options.out / STUDENT}
         command = ["--plugin", "pgkd", "--compare", "--seeds", str(options.seeds), "--data", str(tables)]
-        further = [part for setting in options.set for part in ("--set", setting)]
         folder = options.out / name
-        runs.run([*command, *runs.settings_arguments(settings), *further], folder)
+        runs.run([*command, *runs.settings_arguments(settings, options.set)], folder)
     found = {arm: runs.tested(folder, arm, options.seeds) for arm in ARMS}
     quality = {
         arm: {metric: statistics.fmean(row[metric]["value"] for row in rows) for metric in (*METRICS, *COSTS)}

@@ -50,7 +50,7 @@ def command_for(architecture: str, options: Any) -> list[str]:
         "learning_rate": LEARNING_RATES[architecture],
         "measure_teacher": str(architecture == options.architectures[0]).lower(),
     }
-    overrides = runs.settings_arguments(settings) + [part for each in options.set for part in ("--set", each)]
+    overrides = runs.settings_arguments(settings, options.set)
     shared = ["--data", str(options.data.absolute()), "--store", str((options.out / "store").absolute())]
     return ["--plugin", "margin-mse", "--compare", "--seeds", str(options.seeds), *shared, *overrides]
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def settings_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """``--set KEY=VALUE`` for each setting; lists are written as JSON."""
+def settings_arguments(settings: Mapping[str, Any], further: Sequence[str] = ()) -> list[str]:
+    """``--set KEY=VALUE`` for each setting; lists are written as JSON.
+
+    :param further: settings as ``KEY=VALUE``, after the others.
+    """
     values = [f"{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in settings.items()]
-    return [part for value in values for part in ("--set", value)]
+    return [part for value in (*values, *further) for part in ("--set", value)]
 
 
 def run(command: Sequence[str], folder: Path) -> None:

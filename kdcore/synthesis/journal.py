@@ -95,14 +95,7 @@ class Journal:
                 f"{path}: cannot be opened ({error.strerror}); make its folder writable, or name another"
             ) from error
 
-    def obtain(
-        self, request: Request, ask: Callable[[], Completion], *, teacher: str, run: str
-    ) -> tuple[Completion, bool]:
-        """The completion of `answer`, and whether it was paid for now."""
-        answer, paid = self.answer(request, ask, teacher=teacher, run=run)
-        return answer.completion, paid
-
-    def answer(self, request: Request, ask: Callable[[], Completion], *, teacher: str, run: str) -> tuple[Answer, bool]:
+    def obtain(self, request: Request, ask: Callable[[], Completion], *, teacher: str, run: str) -> tuple[Answer, bool]:
         """Return what is stored for a request, or ask, and return the answer once it is durably written.
 
         Where another thread or process is asking the same, its answer is waited for; if that one fails or dies, this

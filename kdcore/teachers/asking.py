@@ -177,7 +177,7 @@ class TextTeachers:
             self._spending.answered(completion.price)
             return completion
 
-        stored, paid = self.journal.answer(request, pay, teacher=name, run=self._run)
+        stored, paid = self.journal.obtain(request, pay, teacher=name, run=self._run)
         ours = paid or (stored.run == self._run and stored.created < self._began)  # what this start paid is counted
         with self._lock:
             tally = self._tallies.setdefault(name, Tally())

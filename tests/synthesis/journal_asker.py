@@ -38,7 +38,7 @@ def main(path: Path, log: Path, count: int, threads: int, seconds: float) -> Non
                 return answer(number)
 
             found, paid = journal.obtain(request(number), ask, teacher="oracle", run=str(os.getpid()))
-            return paid, found == answer(number)
+            return paid, found.completion == answer(number)
 
         results = [*pool.map(obtain, range(count))]
         print(sum(paid for paid, _ in results), sum(not right for _, right in results))

@@ -57,10 +57,11 @@ def test_an_answer_is_paid_for_once_and_replayed_from_the_file(path: Path, quest
     with Journal.open(path) as journal:
         third = journal.obtain(question("6 times 7?"), never, teacher="large", run="a")
     assert [paid for _, paid in (first, second, third)] == [True, False, False]
-    assert first[0] == second[0] == third[0]
-    assert repr(first[0]) == repr(third[0])
-    assert third[0].tokens[0].alternatives == (("forty", -0.25), ("fifty", -math.inf))
-    assert (third[0].finish, third[0].price, third[0].attempts) == ("length", 0.1 + 0.2, 4)
+    paid_for, again, replayed = (answer.completion for answer, _ in (first, second, third))
+    assert paid_for == again == replayed
+    assert repr(paid_for) == repr(replayed)
+    assert replayed.tokens[0].alternatives == (("forty", -0.25), ("fifty", -math.inf))
+    assert (replayed.finish, replayed.price, replayed.attempts) == ("length", 0.1 + 0.2, 4)
 
 
 def test_whatever_the_answer_depends_on_makes_another_row(journal: Journal) -> None:
@@ -76,7 +77,8 @@ def test_whatever_the_answer_depends_on_makes_another_row(journal: Journal) -> N
     ]
     for number, request in enumerate(requests):
         assert obtain(journal, request, str(number))[1]
-    assert [journal.obtain(request, never, teacher="t", run="r")[0].text for request in requests] == list("0123456")
+    stored = [journal.obtain(request, never, teacher="t", run="r")[0] for request in requests]
+    assert [answer.completion.text for answer in stored] == list("0123456")
 
 
 @pytest.mark.parametrize("text", ["", "a\0b\0", "\ud800 alone", "\U0001f600\r\n\t\x1b[31m", "é" * 100_000])
@@ -87,7 +89,7 @@ def test_any_text_survives(path: Path, text: str) -> None:
         journal.obtain(request, lambda: said, teacher=f"t{text[:9]}", run=f"r{text[:9]}")
         journal.reject(request.key(), 0, f"no: {text}")
     with Journal.open(path) as journal:
-        found, _ = journal.obtain(request, never, teacher="", run="")
+        found = journal.obtain(request, never, teacher="", run="")[0].completion
         assert (found.text, found.model, found.finish, found.tokens[0].token) == (text, text[:9], text[:9], text[:9])
         assert journal.totals(run=f"r{text[:9]}", teacher=f"t{text[:9]}").rejected == {f"no: {text}": 1}
     assert problems_of(path) == []
@@ -99,7 +101,7 @@ def test_the_answer_is_in_the_file_before_it_is_used(path: Path, journal: Journa
     for suffix in ("", "-wal"):
         copy.with_name(copy.name + suffix).write_bytes(path.with_name(path.name + suffix).read_bytes())
     with Journal.open(copy) as replayed:
-        assert replayed.obtain(question("one?"), never, teacher="t", run="r")[0].text == "1"
+        assert replayed.obtain(question("one?"), never, teacher="t", run="r")[0].completion.text == "1"
 
 
 def test_rejected_answers_are_kept_with_the_reason(path: Path, journal: Journal, question: Question) -> None:
@@ -114,11 +116,11 @@ def test_rejected_answers_are_kept_with_the_reason(path: Path, journal: Journal,
     assert journal.totals() == Totals(
         requests=3, prompt_tokens=30, answer_tokens=6, seconds=1.5, price=0.75, rejected={"no JSON": 2}
     )
-    assert journal.obtain(bad, never, teacher="t", run="r")[0].text == "x"
+    assert journal.obtain(bad, never, teacher="t", run="r")[0].completion.text == "x"
     journal.accept(bad.key(), 0)
     journal.accept(good.key(), 0)
     assert journal.totals().rejected == {"no JSON": 1}
-    assert journal.answer(bad, never, teacher="t", run="r")[0].rejected == ""
+    assert journal.obtain(bad, never, teacher="t", run="r")[0].rejected == ""
     with pytest.raises(KeyError, match=f"{good.key()}/5"):
         journal.accept(good.key(), 5)
     with pytest.raises(KeyError, match=f"{good.key()}/5"):
@@ -151,7 +153,7 @@ def test_threads_that_ask_the_same_pay_once(journal: Journal, question: Question
                 time.sleep(0.002)
                 return Completion(text=str(number))
 
-            found.append(journal.obtain(question(str(number)), ask, teacher="t", run="r")[0].text)
+            found.append(journal.obtain(question(str(number)), ask, teacher="t", run="r")[0].completion.text)
         return found
 
     with ThreadPoolExecutor(100) as pool:
@@ -196,7 +198,7 @@ def test_two_journals_of_one_process_share_a_file(path: Path, journal: Journal, 
         assert not waiting.done()
         go.set()
         assert (first.result()[1], waiting.result()[1]) == (True, False)
-        assert waiting.result()[0].text == "slow"
+        assert waiting.result()[0].completion.text == "slow"
 
 
 def test_closing_waits_for_what_is_being_asked(path: Path, question: Question) -> None:
@@ -218,11 +220,11 @@ def test_closing_waits_for_what_is_being_asked(path: Path, question: Question) -
         assert not closing.done()
         go.set()
         closing.result()
-        assert paid.result()[0].text == "paid"
+        assert paid.result()[0].completion.text == "paid"
     journal.close()
     assert {file.name for file in path.parent.iterdir()} == {path.name, lock_file(path).name}
     with Journal.open(path) as again:
-        assert again.obtain(question("a"), never, teacher="t", run="r")[0].text == "paid"
+        assert again.obtain(question("a"), never, teacher="t", run="r")[0].completion.text == "paid"
 
 
 # Several processes
