@@ -90,7 +90,7 @@ def test_a_chain_of_calls_stops_between_two_of_them():
 
     results = map_in_order(chain, range(2), threads=2, ahead=2)
     assert next(results) == 0
-    threading.Timer(0.05, go.set).start()
+    threading.Timer(0.5, go.set).start()
     results.close()
     assert second == []
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import threading
 
 import pytest
 import torch
@@ -235,9 +236,21 @@ def test_prices_are_counted(folder):
 def test_closing_drops_what_waits(folder):
     async def main():
         client = LocalClient(TextModel(model=str(folder), in_flight=1))
+        computing, closing = threading.Event(), threading.Event()
+        generate = client._generate
+
+        def held(jobs):
+            computing.set()
+            assert closing.wait(60)
+            return generate(jobs)
+
+        client._generate = held
         tasks = [asyncio.create_task(client.complete(ask(sample=n))) for n in range(3)]
-        await asyncio.sleep(0.05)
-        await client.close()
+        assert await asyncio.to_thread(computing.wait, 60)
+        closed = asyncio.create_task(client.close())
+        await asyncio.sleep(0)
+        closing.set()
+        await closed
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     first, *rest = asyncio.run(main())
