@@ -1,0 +1,330 @@
+"""The merge methods by the names that plans use: their parameters, what they measure first, how they combine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from kdcore.merging import methods
+from kdcore.merging.selection import largest_magnitudes
+
+__all__ = ["METHODS", "Method", "Parameter", "Pass", "Piece", "Values"]
+
+T = TypeVar("T")
+
+
+@frozen
+class Parameter:
+    """A parameter of a method: a number within bounds, or one of some choices.
+
+    :ivar default: None where the plan has to give it.
+    """
+
+    default: Any
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: Sequence[Any] = ()
+
+    def problem(self, value: Any) -> str:
+        """What a value must be; empty where it is."""
+        if self.choices:
+            right = any(type(value) is type(choice) and value == choice for choice in self.choices)
+            return "" if right else f"one of {', '.join(str(choice).lower() for choice in self.choices)}"
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return "a number"
+        if self.low <= value <= self.high:
+            return ""
+        return f"between {self.low:g} and {self.high:g}" if self.high < math.inf else f"at least {self.low:g}"
+
+
+@frozen
+class Values:
+    """The values of a method's parameters at one tensor.
+
+    :ivar shared: by name.
+    :ivar sources: of each source, by name.
+    """
+
+    shared: Mapping[str, Any]
+    sources: Sequence[Mapping[str, float]]
+
+    def each(self, name: str) -> list[float]:
+        """One parameter's values of all sources."""
+        return [source[name] for source in self.sources]
+
+
+@frozen(eq=False)
+class Piece:
+    """Some rows of what a method merges.
+
+    :ivar tensors: of each source; less the base's where there is one.
+    :ivar uniform: ``uniform(k)`` is uniform in [0, 1), of the shape of ``tensors[k]``, and the same at each call.
+    """
+
+    tensors: Sequence[Tensor]
+    uniform: Callable[[int], Tensor]
+
+
+Pass = Callable[[Callable[[Piece], T]], Iterator[T]]
+"""``each(function)`` gives the function's results for all pieces, in order."""
+
+
+@frozen(eq=False, kw_only=True)
+class Method:
+    """A way to merge.
+
+    :ivar about: a line for users.
+    :ivar base: whether what is merged are differences from a base.
+    :ivar least: the smallest number of sources beside the base; and ``most`` the largest.
+    :ivar per_source: parameters that each source has a value of.
+    :ivar shared: parameters with one value.
+    :ivar measure: ``measure(each, values, elements)`` finds what ``combine`` needs to know of the whole tensor.
+    :ivar combine: ``combine(piece, values, measured)`` merges rows.
+    """
+
+    about: str
+    combine: Callable[[Piece, Values, Any], Tensor]
+    measure: Callable[[Pass[Any], Values, int], Any] = lambda each, values, elements: None
+    base: Literal["none", "optional", "required"] = "none"
+    least: int = 1
+    most: int | None = None
+    per_source: Mapping[str, Parameter] = field(factory=dict)
+    shared: Mapping[str, Parameter] = field(factory=dict)
+
+    def values(self, given: Mapping[str, Any], count: int) -> Values:
+        """Parameters for ``count`` sources; a source's is one number for all, or a list of one for each.
+
+        :raises ValueError: a name is unknown, or a value is not what it must be.
+        """
+        known = {**self.per_source, **self.shared}
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"there is no parameter {unknown[0]}; there are: {', '.join(known) or 'none'}")
+        lists: dict[str, Sequence[Any]] = {}
+        for name, parameter in self.per_source.items():
+            value = given.get(name, parameter.default)
+            lists[name] = value if isinstance(value, list | tuple) else [value] * count
+            if len(lists[name]) != count:
+                raise ValueError(f"{name} has {len(lists[name])} values for {count} sources")
+        shared = {name: given.get(name, parameter.default) for name, parameter in self.shared.items()}
+        for name, value in [*shared.items(), *((name, value) for name, values in lists.items() for value in values)]:
+            if problem := known[name].problem(value):
+                raise ValueError(f"{name} = {value} must be {problem}")
+        return Values(shared, [{name: values[k] for name, values in lists.items()} for k in range(count)])
+
+    def check(self, count: int, has_base: bool) -> None:
+        """Refuse a number of sources, or a base or its absence.
+
+        :raises ValueError: in words.
+        """
+        if has_base and self.base == "none":
+            raise ValueError("takes no base: leave it away, or name it among the sources")
+        if not has_base and self.base == "required":
+            raise ValueError("compares with a base: name one")
+        if count < self.least or (self.most is not None and count > self.most):
+            wanted = f"{self.least}" if self.least == self.most else f"at least {self.least}"
+            wanted = f"at most {self.most}" if self.most is not None and count > self.most > self.least else wanted
+            wanted = f"exactly {self.most}" if self.least == self.most else wanted
+            raise ValueError(f"takes {wanted} sources{' beside the base' if has_base else ''}, not {count}")
+
+
+def _weights(values: Values) -> list[float]:
+    weights = values.each("weight")
+    return methods.normalized(weights) if values.shared["normalize"] else weights
+
+
+def _weighted(piece: Piece, values: Values, measured: Any) -> Tensor:
+    scale = values.shared.get("scale", 1.0)
+    return methods.linear(piece.tensors, [weight * scale for weight in _weights(values)])
+
+
+def _by_coefficients(piece: Piece, values: Values, coefficients: Sequence[float]) -> Tensor:
+    return methods.linear(piece.tensors, coefficients)
+
+
+def _ema(piece: Piece, values: Values, measured: Any) -> Tensor:
+    return methods.linear(piece.tensors, methods.ema_weights(len(piece.tensors), values.shared["decay"]))
+
+
+def _first(piece: Piece, values: Values, measured: Any) -> Tensor:
+    return piece.tensors[0] * values.sources[0]["weight"] if values.sources[0]["weight"] != 1 else piece.tensors[0]
+
+
+def _gram(each: Pass[Tensor]) -> Tensor:
+    total: Tensor = sum(each(lambda piece: methods.gram(piece.tensors)), torch.zeros((), dtype=torch.float64))
+    return total
+
+
+def _slerp(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
+    return methods.slerp_coefficients(_gram(each), values.shared["t"])
+
+
+def _multislerp(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
+    return methods.multislerp_coefficients(_gram(each), methods.normalized(values.each("weight")))
+
+
+def _karcher(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
+    return methods.karcher_coefficients(_gram(each), methods.normalized(values.each("weight")))
+
+
+def _model_stock(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
+    return methods.model_stock_coefficients(_gram(each))
+
+
+@frozen(eq=False)
+class _Sparse:
+    """Sparse task vectors, summed or merged by elected signs."""
+
+    keep: Literal["magnitude", "middle", "random", "rank"]
+    elect: bool
+
+    def measure(self, each: Pass[Any], values: Values, elements: int) -> tuple[list[list[float]], list[float]]:
+        """Of each source the bounds of magnitudes to keep, and the factor that restores its L1 norm."""
+        bounds = self._bounds(each, values, elements)
+        if values.shared["rescale"] != "norm":
+            return bounds, [1.0] * len(bounds)
+
+        def norms(piece: Piece) -> Tensor:
+            sparse = self._sparse(piece, values, bounds)
+            pairs = [(whole.abs().sum(), part.abs().sum()) for whole, part in zip(piece.tensors, sparse)]
+            return torch.tensor(pairs, dtype=torch.float64)
+
+        before, after = sum(each(norms), torch.zeros((), dtype=torch.float64)).T
+        return bounds, torch.where(after > 0, before / after, 1.0).tolist()
+
+    def combine(self, piece: Piece, values: Values, measured: tuple[list[list[float]], list[float]]) -> Tensor:
+        """Merge rows."""
+        bounds, factors = measured
+        sparse = self._sparse(piece, values, bounds)
+        if any(factor != 1 for factor in factors):
+            sparse = [part * factor for part, factor in zip(sparse, factors)]
+        weights, normalize = values.each("weight"), values.shared["normalize"]
+        if self.elect:
+            merged = methods.ties(sparse, weights, normalize=normalize)
+        else:
+            merged = methods.linear(sparse, methods.normalized(weights) if normalize else weights)
+        return merged if values.shared["scale"] == 1 else merged * values.shared["scale"]
+
+    def _bounds(self, each: Pass[Any], values: Values, elements: int) -> list[list[float]]:
+        if self.keep in ("random", "rank"):
+            return [[] for _ in values.sources]
+        ranks = []
+        for source in values.sources:
+            low = methods.kept(elements, source["density"])
+            high = min(int(source["gamma"] * elements), elements - low) if self.keep == "middle" else 0
+            ranks.append([low + high, high] if low else [0, 0])
+        return largest_magnitudes(lambda count: each(lambda piece: count(piece.tensors)), ranks)
+
+    def _sparse(self, piece: Piece, values: Values, bounds: Sequence[Sequence[float]]) -> list[Tensor]:
+        return [self._one(piece, k, values.sources[k], bounds[k], values.shared["rescale"]) for k in range(len(bounds))]
+
+    def _one(self, piece: Piece, k: int, source: Mapping[str, float], bounds: Sequence[float], rescale: str) -> Tensor:
+        delta, density = piece.tensors[k], source["density"]
+        if density >= 1:
+            return delta
+        if self.keep == "magnitude":
+            return methods.trim(delta, bounds[0])
+        if self.keep == "middle":
+            return methods.breadcrumbs(delta, *bounds)
+        probability = methods.della_probabilities(delta, density, source["epsilon"]) if self.keep == "rank" else density
+        return methods.drop(delta, probability, piece.uniform(k), rescale=rescale == "density")
+
+
+WEIGHT = Parameter(1.0, "of the source")
+DENSITY = Parameter(1.0, "share of entries that are kept", 0.0, 1.0)
+SCALE = Parameter(1.0, "of the merged task vector")
+ON = Parameter(True, "divide by the sum of weights", choices=(True, False))
+OFF = Parameter(False, "divide by the sum of weights", choices=(True, False))
+
+
+def _sparse(
+    keep: Literal["magnitude", "middle", "random", "rank"], elect: bool, about: str, normalize: Parameter
+) -> Method:
+    further = {
+        "middle": {"gamma": Parameter(0.01, "share of entries that are cut as outliers", 0.0, 1.0)},
+        "rank": {"epsilon": Parameter(0.15, "how far the probability varies about density", 0.0, 1.0)},
+    }
+    by_chance = keep in ("random", "rank")
+    rescale = Parameter(
+        "density" if by_chance else "none",
+        "make up for what was cut: by the probability of keeping, or to the L1 norm of before",
+        choices=("density", "norm", "none") if by_chance else ("norm", "none"),
+    )
+    sparse = _Sparse(keep, elect)
+    return Method(
+        about=about,
+        combine=sparse.combine,
+        measure=sparse.measure,
+        base="required",
+        per_source={"weight": WEIGHT, "density": DENSITY, **further.get(keep, {})},
+        shared={"scale": SCALE, "normalize": normalize, "rescale": rescale},
+    )
+
+
+METHODS: Mapping[str, Method] = {
+    "linear": Method(
+        about="weighted average (model soup; equal weights average checkpoints)",
+        combine=_weighted,
+        per_source={"weight": WEIGHT},
+        shared={"normalize": ON},
+    ),
+    "ema": Method(
+        about="exponential moving average over checkpoints, the oldest first",
+        combine=_ema,
+        shared={"decay": Parameter(0.9, "of the average at each checkpoint", 0.0, 1.0)},
+    ),
+    "slerp": Method(
+        about="along the sphere from the first source to the second",
+        combine=_by_coefficients,
+        measure=_slerp,
+        base="optional",
+        least=2,
+        most=2,
+        shared={"t": Parameter(0.5, "0 is the first source, 1 the second", 0.0, 1.0)},
+    ),
+    "multislerp": Method(
+        about="slerp of several sources, in the tangent space at their mean direction",
+        combine=_by_coefficients,
+        measure=_multislerp,
+        base="optional",
+        per_source={"weight": WEIGHT},
+    ),
+    "karcher": Method(
+        about="Riemannian mean of directions on the sphere",
+        combine=_by_coefficients,
+        measure=_karcher,
+        per_source={"weight": WEIGHT},
+    ),
+    "model_stock": Method(
+        about="towards the average as far as the angles between the task vectors tell",
+        combine=_by_coefficients,
+        measure=_model_stock,
+        base="required",
+        least=2,
+    ),
+    "task_arithmetic": Method(
+        about="base plus weighted task vectors",
+        combine=_weighted,
+        base="required",
+        per_source={"weight": WEIGHT},
+        shared={"scale": SCALE, "normalize": OFF},
+    ),
+    "ties": _sparse("magnitude", True, "largest entries of task vectors, merged by elected signs", ON),
+    "dare_linear": _sparse("random", False, "random entries of task vectors, summed", OFF),
+    "dare_ties": _sparse("random", True, "random entries of task vectors, merged by elected signs", OFF),
+    "della": _sparse("rank", True, "random entries, likelier the larger, merged by elected signs", ON),
+    "della_linear": _sparse("rank", False, "random entries, likelier the larger, summed", OFF),
+    "breadcrumbs": _sparse("middle", False, "neither small entries nor outliers, summed", OFF),
+    "breadcrumbs_ties": _sparse("middle", True, "neither small entries nor outliers, merged by elected signs", OFF),
+    "passthrough": Method(
+        about="one source as it is (of layers: a frankenmerge), or times its weight",
+        combine=_first,
+        most=1,
+        per_source={"weight": WEIGHT},
+    ),
+}
