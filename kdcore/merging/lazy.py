@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "Each", "LazyTensor", "Pool", "Stored", "chunks", "row_elements"]
+__all__ = ["CHUNK", "LazyTensor", "Pool", "Stored", "chunks", "row_elements"]
 
 CHUNK = 2**17
 """Elements of one piece: small enough for a processor's cache, and the same whatever machine merges."""
 
-T = TypeVar("T")
 Bounds = tuple[int, int]
-Each = Callable[[Callable[[int, int], T]], Iterator[T]]
-Pool = Callable[[Callable[[Bounds], T], Sequence[Bounds]], Iterator[T]]
+Pool = Callable[[Callable[[Bounds], Any], Sequence[Bounds]], Iterator[Any]]
 """As ``map``: results in order, computed by several threads."""
 
 
@@ -48,11 +46,8 @@ class LazyTensor(ABC):
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop), which the caller does not change; a scalar's only row is the scalar."""
 
-    def prepare(self, pool: Pool) -> None:
+    def prepare(self, pool: Pool) -> None:  # noqa: B027  most have nothing to find
         """Find what has to be known of the whole tensor before its rows can be computed; once, in one thread."""
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 class Stored(LazyTensor):

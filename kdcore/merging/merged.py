@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcore.engine.seeds import derive
 from kdcore.merging.lazy import LazyTensor, Pool, Stored, chunks
-from kdcore.merging.registry import METHODS, Method, Piece, Values
+from kdcore.merging.registry import METHODS, Combine, Method, Piece, Pieces, Values
 
 __all__ = ["Merged", "Restacked", "merge_tensors"]
 
@@ -44,11 +44,10 @@ class Merged(LazyTensor):
         self.dtype = self._inputs[0].dtype
         for each in self._inputs[1:]:
             self.dtype = torch.promote_types(self.dtype, each.dtype)
-        self._measured: object = None
-        self._is_prepared = False
+        self._combine: Combine | None = None
 
     def prepare(self, pool: Pool) -> None:
-        if self._is_prepared:
+        if self._combine is not None:
             return
         for each in self._inputs:
             each.prepare(pool)
@@ -57,12 +56,12 @@ class Merged(LazyTensor):
         def over(function: Callable[[Piece], T]) -> Iterator[T]:
             return pool(lambda place: function(self._piece(*place)[0]), bounds)
 
-        self._measured = self._method.measure(over, self._values, math.prod(self.shape))
-        self._is_prepared = True
+        self._combine = self._method.plan(Pieces(over, math.prod(self.shape)), self._values)
 
     def rows(self, start: int, stop: int) -> Tensor:
         piece, base = self._piece(start, stop)
-        merged = self._method.combine(piece, self._values, self._measured)
+        assert self._combine is not None
+        merged = self._combine(piece)
         return merged if base is None else merged.add_(base)
 
     def _piece(self, start: int, stop: int) -> tuple[Piece, Tensor | None]:

@@ -63,7 +63,10 @@ def ema_weights(count: int, decay: float) -> list[float]:
 
 
 def task_arithmetic(base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Base plus weighted task vectors, theta_0 + sum_k w_k (theta_k - theta_0) (Ilharco et al. 2023, arXiv 2212.04089)."""
+    """Base plus weighted task vectors, theta_0 + sum_k w_k (theta_k - theta_0).
+
+    Ilharco et al. 2023, arXiv 2212.04089.
+    """
     return base + linear([tensor - base for tensor in tensors], weights)
 
 
@@ -192,7 +195,10 @@ def trim(delta: Tensor, threshold: float) -> Tensor:
 
 
 def breadcrumbs(delta: Tensor, low: float, high: float) -> Tensor:
-    """Keep entries of magnitude in [low, high): neither small ones nor outliers (Davari & Belilovsky 2023, 2312.06795)."""
+    """Keep entries of magnitude in [low, high): neither small ones nor outliers.
+
+    Model Breadcrumbs, Davari & Belilovsky 2023, arXiv 2312.06795.
+    """
     magnitude = delta.abs()
     return delta * ((magnitude >= low) & (magnitude < high))
 

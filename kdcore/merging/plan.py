@@ -9,7 +9,7 @@ from typing import Any
 from attrs import field, frozen
 
 from kdcore.errors import InputError
-from kdcore.merging.registry import METHODS, Method
+from kdcore.merging.registry import METHODS
 
 __all__ = ["DTYPES", "Merge", "Model", "Plan", "Setting", "Source", "setting_at"]
 
@@ -145,10 +145,10 @@ class Plan:
             except ValueError as error:
                 raise InputError(f"{place}: {merge.method} {error}") from None
             _check_layers(place, sources)
-        _check_parameters(f"{place}", merge.parameters, method, {**method.per_source, **method.shared})
+        _check_parameters(f"{place}", merge.parameters, {**method.per_source, **method.shared})
         for sources in merge.slices:
             for source in sources:
-                _check_parameters(f"{place}, source {source.model}", source.parameters, method, method.per_source)
+                _check_parameters(f"{place}, source {source.model}", source.parameters, method.per_source)
         if "epsilon" in method.per_source:
             _check_epsilon(place, merge)
 
@@ -176,7 +176,7 @@ def _check_layers(place: str, sources: Sequence[Source]) -> None:
         raise InputError(f"{place}: the sources of a slice have different numbers of layers ({sorted(lengths)})")
 
 
-def _check_parameters(place: str, given: Mapping[str, Setting], method: Method, known: Mapping[str, Any]) -> None:
+def _check_parameters(place: str, given: Mapping[str, Setting], known: Mapping[str, Any]) -> None:
     for name, setting in given.items():
         if name not in known:
             raise InputError(f"{place}: there is no parameter {name} here; there are: {', '.join(known) or 'none'}")

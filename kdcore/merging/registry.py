@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from kdcore.merging import methods
 from kdcore.merging.selection import largest_magnitudes
 
-__all__ = ["METHODS", "Method", "Parameter", "Pass", "Piece", "Values"]
-
-T = TypeVar("T")
+__all__ = ["METHODS", "Combine", "Method", "Parameter", "Piece", "Pieces", "Values"]
 
 
 @frozen
@@ -71,8 +69,19 @@ class Piece:
     uniform: Callable[[int], Tensor]
 
 
-Pass = Callable[[Callable[[Piece], T]], Iterator[T]]
-"""``each(function)`` gives the function's results for all pieces, in order."""
+@frozen(eq=False)
+class Pieces:
+    """All rows of what a method merges, to go over before any is merged.
+
+    :ivar over: ``over(function)`` gives the function's results for all pieces, in order.
+    :ivar elements: of one source.
+    """
+
+    over: Callable[[Callable[[Piece], Any]], Iterator[Any]]
+    elements: int
+
+
+Combine = Callable[[Piece], Tensor]
 
 
 @frozen(eq=False, kw_only=True)
@@ -80,17 +89,16 @@ class Method:
     """A way to merge.
 
     :ivar about: a line for users.
+    :ivar plan: ``plan(pieces, values)`` measures what has to be known of the whole tensor and returns the function that
+        merges the sources of a piece.
     :ivar base: whether what is merged are differences from a base.
     :ivar least: the smallest number of sources beside the base; and ``most`` the largest.
     :ivar per_source: parameters that each source has a value of.
     :ivar shared: parameters with one value.
-    :ivar measure: ``measure(each, values, elements)`` finds what ``combine`` needs to know of the whole tensor.
-    :ivar combine: ``combine(piece, values, measured)`` merges rows.
     """
 
     about: str
-    combine: Callable[[Piece, Values, Any], Tensor]
-    measure: Callable[[Pass[Any], Values, int], Any] = lambda each, values, elements: None
+    plan: Callable[[Pieces, Values], Combine]
     base: Literal["none", "optional", "required"] = "none"
     least: int = 1
     most: int | None = None
@@ -133,106 +141,125 @@ class Method:
             raise ValueError(f"takes {wanted} sources{' beside the base' if has_base else ''}, not {count}")
 
 
-def _weights(values: Values) -> list[float]:
+Coefficients = Callable[[Tensor, Values], list[float]]
+
+
+def _in_span(coefficients: Coefficients) -> Callable[[Pieces, Values], Combine]:
+    """A method whose result is linear in the sources, by coefficients that depend on their inner products."""
+
+    def plan(pieces: Pieces, values: Values) -> Combine:
+        products = sum(pieces.over(lambda piece: methods.gram(piece.tensors)), torch.zeros((), dtype=torch.float64))
+        return _combination(coefficients(products, values))
+
+    return plan
+
+
+def _combination(coefficients: Sequence[float]) -> Combine:
+    return lambda piece: methods.linear(piece.tensors, coefficients)
+
+
+def _linear(_: Pieces, values: Values) -> Combine:
     weights = values.each("weight")
-    return methods.normalized(weights) if values.shared["normalize"] else weights
+    if values.shared["normalize"]:
+        weights = methods.normalized(weights)
+    return _combination([weight * values.shared.get("scale", 1.0) for weight in weights])
 
 
-def _weighted(piece: Piece, values: Values, measured: Any) -> Tensor:
-    scale = values.shared.get("scale", 1.0)
-    return methods.linear(piece.tensors, [weight * scale for weight in _weights(values)])
+def _ema(_: Pieces, values: Values) -> Combine:
+    return _combination(methods.ema_weights(len(values.sources), values.shared["decay"]))
 
 
-def _by_coefficients(piece: Piece, values: Values, coefficients: Sequence[float]) -> Tensor:
-    return methods.linear(piece.tensors, coefficients)
+def _passthrough(_: Pieces, values: Values) -> Combine:
+    [weight] = values.each("weight")
+    return (lambda piece: piece.tensors[0]) if weight == 1 else _combination([weight])
 
 
-def _ema(piece: Piece, values: Values, measured: Any) -> Tensor:
-    return methods.linear(piece.tensors, methods.ema_weights(len(piece.tensors), values.shared["decay"]))
+def _slerp(products: Tensor, values: Values) -> list[float]:
+    return methods.slerp_coefficients(products, values.shared["t"])
 
 
-def _first(piece: Piece, values: Values, measured: Any) -> Tensor:
-    return piece.tensors[0] * values.sources[0]["weight"] if values.sources[0]["weight"] != 1 else piece.tensors[0]
+def _multislerp(products: Tensor, values: Values) -> list[float]:
+    return methods.multislerp_coefficients(products, methods.normalized(values.each("weight")))
 
 
-def _gram(each: Pass[Tensor]) -> Tensor:
-    total: Tensor = sum(each(lambda piece: methods.gram(piece.tensors)), torch.zeros((), dtype=torch.float64))
-    return total
+def _karcher(products: Tensor, values: Values) -> list[float]:
+    return methods.karcher_coefficients(products, methods.normalized(values.each("weight")))
 
 
-def _slerp(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
-    return methods.slerp_coefficients(_gram(each), values.shared["t"])
+def _model_stock(products: Tensor, _: Values) -> list[float]:
+    return methods.model_stock_coefficients(products)
 
 
-def _multislerp(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
-    return methods.multislerp_coefficients(_gram(each), methods.normalized(values.each("weight")))
-
-
-def _karcher(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
-    return methods.karcher_coefficients(_gram(each), methods.normalized(values.each("weight")))
-
-
-def _model_stock(each: Pass[Tensor], values: Values, elements: int) -> list[float]:
-    return methods.model_stock_coefficients(_gram(each))
+Keep = Literal["magnitude", "middle", "random", "rank"]
 
 
 @frozen(eq=False)
-class _Sparse:
-    """Sparse task vectors, summed or merged by elected signs."""
+class _SparseMerge:
+    """Sparse task vectors of one tensor, summed or merged by elected signs.
 
-    keep: Literal["magnitude", "middle", "random", "rank"]
+    :ivar bounds: of each source the magnitudes [low, high) to keep, where magnitude decides.
+    :ivar factors: of each source what restores its L1 norm, where that is asked for.
+    """
+
+    keep: Keep
     elect: bool
+    values: Values
+    bounds: Sequence[Sequence[float]]
+    factors: Sequence[float] = ()
 
-    def measure(self, each: Pass[Any], values: Values, elements: int) -> tuple[list[list[float]], list[float]]:
-        """Of each source the bounds of magnitudes to keep, and the factor that restores its L1 norm."""
-        bounds = self._bounds(each, values, elements)
-        if values.shared["rescale"] != "norm":
-            return bounds, [1.0] * len(bounds)
-
-        def norms(piece: Piece) -> Tensor:
-            sparse = self._sparse(piece, values, bounds)
-            pairs = [(whole.abs().sum(), part.abs().sum()) for whole, part in zip(piece.tensors, sparse)]
-            return torch.tensor(pairs, dtype=torch.float64)
-
-        before, after = sum(each(norms), torch.zeros((), dtype=torch.float64)).T
-        return bounds, torch.where(after > 0, before / after, 1.0).tolist()
-
-    def combine(self, piece: Piece, values: Values, measured: tuple[list[list[float]], list[float]]) -> Tensor:
-        """Merge rows."""
-        bounds, factors = measured
-        sparse = self._sparse(piece, values, bounds)
-        if any(factor != 1 for factor in factors):
-            sparse = [part * factor for part, factor in zip(sparse, factors)]
-        weights, normalize = values.each("weight"), values.shared["normalize"]
+    def __call__(self, piece: Piece) -> Tensor:
+        sparse = self.sparse(piece)
+        if any(factor != 1 for factor in self.factors):
+            sparse = [part * factor for part, factor in zip(sparse, self.factors, strict=True)]
+        weights, shared = self.values.each("weight"), self.values.shared
         if self.elect:
-            merged = methods.ties(sparse, weights, normalize=normalize)
+            merged = methods.ties(sparse, weights, normalize=shared["normalize"])
         else:
-            merged = methods.linear(sparse, methods.normalized(weights) if normalize else weights)
-        return merged if values.shared["scale"] == 1 else merged * values.shared["scale"]
+            merged = methods.linear(sparse, methods.normalized(weights) if shared["normalize"] else weights)
+        return merged if shared["scale"] == 1 else merged * shared["scale"]
 
-    def _bounds(self, each: Pass[Any], values: Values, elements: int) -> list[list[float]]:
-        if self.keep in ("random", "rank"):
-            return [[] for _ in values.sources]
-        ranks = []
-        for source in values.sources:
-            low = methods.kept(elements, source["density"])
-            high = min(int(source["gamma"] * elements), elements - low) if self.keep == "middle" else 0
-            ranks.append([low + high, high] if low else [0, 0])
-        return largest_magnitudes(lambda count: each(lambda piece: count(piece.tensors)), ranks)
+    def sparse(self, piece: Piece) -> list[Tensor]:
+        """The task vectors with most entries cut."""
+        return [self._one(piece, place, source) for place, source in enumerate(self.values.sources)]
 
-    def _sparse(self, piece: Piece, values: Values, bounds: Sequence[Sequence[float]]) -> list[Tensor]:
-        return [self._one(piece, k, values.sources[k], bounds[k], values.shared["rescale"]) for k in range(len(bounds))]
-
-    def _one(self, piece: Piece, k: int, source: Mapping[str, float], bounds: Sequence[float], rescale: str) -> Tensor:
-        delta, density = piece.tensors[k], source["density"]
+    def _one(self, piece: Piece, place: int, source: Mapping[str, float]) -> Tensor:
+        delta, density = piece.tensors[place], source["density"]
         if density >= 1:
             return delta
         if self.keep == "magnitude":
-            return methods.trim(delta, bounds[0])
+            return methods.trim(delta, self.bounds[place][0])
         if self.keep == "middle":
-            return methods.breadcrumbs(delta, *bounds)
+            return methods.breadcrumbs(delta, *self.bounds[place])
         probability = methods.della_probabilities(delta, density, source["epsilon"]) if self.keep == "rank" else density
-        return methods.drop(delta, probability, piece.uniform(k), rescale=rescale == "density")
+        rescale = self.values.shared["rescale"] == "density"
+        return methods.drop(delta, probability, piece.uniform(place), rescale=rescale)
+
+
+def _bounds(keep: Keep, pieces: Pieces, values: Values) -> list[list[float]]:
+    if keep in ("random", "rank"):
+        return []
+    ranks = []
+    for source in values.sources:
+        count = methods.kept(pieces.elements, source["density"])
+        outliers = min(int(source["gamma"] * pieces.elements), pieces.elements - count) if keep == "middle" else 0
+        ranks.append([count + outliers, outliers] if count else [0, 0])
+    return largest_magnitudes(lambda count: pieces.over(lambda piece: count(piece.tensors)), ranks)
+
+
+def _sparse_plan(keep: Keep, elect: bool) -> Callable[[Pieces, Values], Combine]:
+    def plan(pieces: Pieces, values: Values) -> Combine:
+        merge = _SparseMerge(keep, elect, values, _bounds(keep, pieces, values))
+        if values.shared["rescale"] != "norm":
+            return merge
+
+        def norms(piece: Piece) -> Tensor:
+            pairs = [(whole.abs().sum(), part.abs().sum()) for whole, part in zip(piece.tensors, merge.sparse(piece))]
+            return torch.tensor(pairs, dtype=torch.float64)
+
+        before, after = sum(pieces.over(norms), torch.zeros((), dtype=torch.float64)).T
+        return evolve(merge, factors=torch.where(after > 0, before / after, 1.0).tolist())
+
+    return plan
 
 
 WEIGHT = Parameter(1.0, "of the source")
@@ -242,9 +269,7 @@ ON = Parameter(True, "divide by the sum of weights", choices=(True, False))
 OFF = Parameter(False, "divide by the sum of weights", choices=(True, False))
 
 
-def _sparse(
-    keep: Literal["magnitude", "middle", "random", "rank"], elect: bool, about: str, normalize: Parameter
-) -> Method:
+def _sparse(keep: Keep, elect: bool, about: str, normalize: Parameter) -> Method:
     further = {
         "middle": {"gamma": Parameter(0.01, "share of entries that are cut as outliers", 0.0, 1.0)},
         "rank": {"epsilon": Parameter(0.15, "how far the probability varies about density", 0.0, 1.0)},
@@ -255,11 +280,9 @@ def _sparse(
         "make up for what was cut: by the probability of keeping, or to the L1 norm of before",
         choices=("density", "norm", "none") if by_chance else ("norm", "none"),
     )
-    sparse = _Sparse(keep, elect)
     return Method(
         about=about,
-        combine=sparse.combine,
-        measure=sparse.measure,
+        plan=_sparse_plan(keep, elect),
         base="required",
         per_source={"weight": WEIGHT, "density": DENSITY, **further.get(keep, {})},
         shared={"scale": SCALE, "normalize": normalize, "rescale": rescale},
@@ -269,19 +292,18 @@ def _sparse(
 METHODS: Mapping[str, Method] = {
     "linear": Method(
         about="weighted average (model soup; equal weights average checkpoints)",
-        combine=_weighted,
+        plan=_linear,
         per_source={"weight": WEIGHT},
         shared={"normalize": ON},
     ),
     "ema": Method(
         about="exponential moving average over checkpoints, the oldest first",
-        combine=_ema,
+        plan=_ema,
         shared={"decay": Parameter(0.9, "of the average at each checkpoint", 0.0, 1.0)},
     ),
     "slerp": Method(
         about="along the sphere from the first source to the second",
-        combine=_by_coefficients,
-        measure=_slerp,
+        plan=_in_span(_slerp),
         base="optional",
         least=2,
         most=2,
@@ -289,27 +311,24 @@ METHODS: Mapping[str, Method] = {
     ),
     "multislerp": Method(
         about="slerp of several sources, in the tangent space at their mean direction",
-        combine=_by_coefficients,
-        measure=_multislerp,
+        plan=_in_span(_multislerp),
         base="optional",
         per_source={"weight": WEIGHT},
     ),
     "karcher": Method(
         about="Riemannian mean of directions on the sphere",
-        combine=_by_coefficients,
-        measure=_karcher,
+        plan=_in_span(_karcher),
         per_source={"weight": WEIGHT},
     ),
     "model_stock": Method(
         about="towards the average as far as the angles between the task vectors tell",
-        combine=_by_coefficients,
-        measure=_model_stock,
+        plan=_in_span(_model_stock),
         base="required",
         least=2,
     ),
     "task_arithmetic": Method(
         about="base plus weighted task vectors",
-        combine=_weighted,
+        plan=_linear,
         base="required",
         per_source={"weight": WEIGHT},
         shared={"scale": SCALE, "normalize": OFF},
@@ -323,7 +342,7 @@ METHODS: Mapping[str, Method] = {
     "breadcrumbs_ties": _sparse("middle", True, "neither small entries nor outliers, merged by elected signs", OFF),
     "passthrough": Method(
         about="one source as it is (of layers: a frankenmerge), or times its weight",
-        combine=_first,
+        plan=_passthrough,
         most=1,
         per_source={"weight": WEIGHT},
     ),
