@@ -79,7 +79,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     with _removed_on_error(temporary):
         yield temporary
-        _make_durable(temporary)
+        make_durable(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)
@@ -104,7 +104,7 @@ def making(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
         temporary.mkdir()
     with _removed_on_error(temporary):
         yield temporary
-        _make_durable(temporary)
+        make_durable(temporary)
         _make_readable(temporary)
         with placed(folder):
             _move(temporary, target, replaces)
@@ -157,7 +157,8 @@ def _make_readable(folder: Path) -> None:
             path.chmod(mode)
 
 
-def _make_durable(folder: Path) -> None:
+def make_durable(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

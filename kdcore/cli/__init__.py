@@ -32,6 +32,7 @@ COMMANDS = {
     "report": ("kdcore.cli.report:report", "Write the HTML report of a run."),
     "compare": ("kdcore.cli.compare:compare", "Show several runs side by side."),
     "export": ("kdcore.cli.export:export", "Write a student as ONNX, compare it with itself and time it."),
+    "merge": ("kdcore.cli.merge:merge", "Merge the weights of models as a plan says."),
     "store": ("kdcore.cli.store:store", "List, check, prune and export stored teacher outputs."),
     "completion": ("kdcore.cli.completion:completion", "Print the shell's completion script."),
 }

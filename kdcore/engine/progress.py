@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -17,8 +18,17 @@ SECONDS_BETWEEN_LINES = 10.0
 class Bar:
     """One task: rich's bar, or a line every ten seconds."""
 
-    def __init__(self, console: Console, title: str, total: int | None, rich: RichProgress | None, task: Any) -> None:
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        total: int | None,
+        rich: RichProgress | None,
+        task: Any,
+        show: Callable[[int], str] = str,
+    ) -> None:
         self._console, self._title, self._total, self._rich, self._task = console, title, total, rich, task
+        self._show = show
         self._done = 0
         self._began = self._printed = time.monotonic()
         self._skipped = 0
@@ -41,9 +51,9 @@ class Bar:
         if now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
             rate = (self._done - self._skipped) / (now - self._began)
-            place, left = str(self._done), ""
+            place, left = self._show(self._done), ""
             if self._total is not None:
-                place += f"/{self._total}"
+                place += f"/{self._show(self._total)}"
                 left = f"  {(self._total - self._done) / rate if rate > 0 else 0:.0f} s left"
             self._console.print(f"{self._title}: {place}  {text}{left}", highlight=False, markup=False)
 
@@ -63,20 +73,24 @@ class Progress:
         self.console.print(text, highlight=False, markup=False)
 
     @contextlib.contextmanager
-    def bar(self, title: str, total: int | None) -> Iterator[Bar]:
-        """A bar over ``total`` units, None where nobody knows how many, for the length of the block."""
+    def bar(self, title: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Bar]:
+        """A bar over ``total`` units, None where nobody knows how many, for the length of the block.
+
+        :param is_bytes: the units are bytes, shown as KB, MB or GB.
+        """
+        show = decimal if is_bytes else str
         if not self._live:
             began = time.monotonic()
             if total is not None:
-                self.line(f"{title}: {total} to do")
-            bar = Bar(self.console, title, total, None, None)
+                self.line(f"{title}: {show(total)} to do")
+            bar = Bar(self.console, title, total, None, None, show)
             yield bar
             self.line(f"{title}: done in {time.monotonic() - began:.1f} s")
             return
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            DownloadColumn() if is_bytes else MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(compact=True),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Checkpoint(Mapping[str, Tensor]):
     :param path: a folder with safetensors, or one such file; pickled weights are never read.
     :ivar config: of its ``config.json``; empty where there is none.
     :ivar files: that hold its weights.
+    :ivar stems: folder of a part to what the names of its files begin with.
     :raises InputError: there are no such weights, or they are damaged, incomplete or quantised.
     """
 
@@ -40,11 +42,13 @@ class Checkpoint(Mapping[str, Tensor]):
         if "quantization_config" in self.config:
             raise InputError(f"{path}: its weights are quantised, which cannot be merged; name the unquantised model")
         self.files: list[Path] = []
+        self.stems: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}
         for part in _parts(path):
             place = path / part if part else path
             files = [path] if path.is_file() else _files(place)
             self.files += files
+            self.stems[part] = "model" if path.is_file() else re.split(r"-\d{5}-of-\d{5}", files[0].stem)[0]
             prefix = f"{part}/" if part else ""
             self._tensors |= {prefix + name: tensor for name, tensor in _mapped(place, files).items()}
         if not self._tensors:

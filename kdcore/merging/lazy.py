@@ -54,12 +54,13 @@ class Stored(LazyTensor):
     """A tensor that is there, in memory or mapped from a file.
 
     :param device: where to compute with it.
+    :param exact: compute in float64.
     """
 
-    def __init__(self, tensor: Tensor, device: torch.device | str = "cpu") -> None:
+    def __init__(self, tensor: Tensor, device: torch.device | str = "cpu", *, exact: bool = False) -> None:
         self.stored = tensor
         self.shape = tuple(tensor.shape)
-        self.dtype = working_dtype(tensor.dtype)
+        self.dtype = torch.float64 if exact and tensor.dtype.is_floating_point else working_dtype(tensor.dtype)
         self._device = device
 
     def rows(self, start: int, stop: int) -> Tensor:

@@ -139,6 +139,8 @@ class Plan:
                 raise InputError(f"{place}: there is no model or merge {needed}; there are: {', '.join(known)}")
         if not merge.slices or not all(merge.slices):
             raise InputError(f"{place}: has no sources")
+        if merge.base and any(source.layers for sources in merge.slices for source in sources):
+            raise InputError(f"{place}: slices take no base; merge whole models first, then slices of that merge")
         for sources in merge.slices:
             try:
                 method.check(len(sources), bool(merge.base))

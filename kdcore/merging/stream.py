@@ -1,0 +1,191 @@
+"""Merging at disk speed: sources are mapped, pieces of rows are merged by several threads and written in place.
+
+What is done is logged after it is written, with a checksum, in ``OUT.unfinished`` beside the folder that it becomes; a
+merge that was stopped goes on there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import torch
+import xxhash
+from attrs import frozen
+
+from kdcore.files import JsonLines
+from kdcore.merging.graph import Graph, Output
+from kdcore.merging.lazy import chunks
+from kdcore.merging.shards import Layout, TensorPlace, TensorSpec, lay_out, opened, write_rows
+
+__all__ = ["Job", "Threads", "digest_of", "finish", "stream"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PART = ".part"
+LOG = "progress.jsonl"
+AHEAD = 16  # tensors that are being written while the next are prepared
+
+
+class Threads:
+    """A pool of threads, each of which computes by itself: torch's own are switched off meanwhile."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> Threads:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(self.count, "kdcore-merge", initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._before)
+
+    def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R]:
+        """Begin one call."""
+        return self._pool.submit(function, *arguments)
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """As the built-in: results in order, few of them ahead; a single item is computed here and now."""
+        if len(items) == 1:
+            yield function(items[0])
+            return
+        ahead: deque[Future[R]] = deque()
+        for item in items:
+            ahead.append(self._pool.submit(function, item))
+            if len(ahead) > 4 * self.count:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+@frozen(eq=False)
+class Job:
+    """All that a merge writes.
+
+    :ivar outputs: its tensors, in order.
+    :ivar layout: where they go.
+    :ivar fingerprint: of plan, sources and layout: what the progress in a folder has to be of.
+    """
+
+    outputs: Sequence[Output]
+    layout: Layout
+    fingerprint: str
+
+    @classmethod
+    def of(cls, graph: Graph) -> Job:
+        """The job of a plan whose models are opened.
+
+        :raises InputError: sources do not fit together.
+        """
+        outputs = graph.outputs()
+        specs = [TensorSpec(output.name, output.dtype, output.lazy.shape) for output in outputs]
+        layout = lay_out(specs, graph.plan.shard_size, graph.stems())
+        files = [path.resolve() for path in graph.files()]
+        facts = {
+            "plan": attrs.asdict(graph.plan),
+            "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+            "headers": [[shard.file, shard.header.hex()] for shard in layout.shards],
+        }
+        fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
+        return cls(outputs, layout, fingerprint)
+
+
+def stream(job: Job, folder: Path, threads: Threads, advance: Callable[[int], None]) -> dict[str, str]:
+    """Write all tensors into ``folder``, which may hold a part of them already.
+
+    :param folder: its files of weights end with ``.part`` until all is done.
+    :param advance: is told the bytes that were written, or found written.
+    :returns: the checksum of each tensor, by name.
+    :raises OSError: the disk is full; the folder can be gone on with.
+    """
+    done, offset = _progress(folder / LOG, job.fingerprint)
+    with opened(folder, job.layout, PART) as descriptors, JsonLines(folder / LOG, offset) as log:
+        if not offset:
+            log.append({"merge": job.fingerprint})
+        digests: dict[str, str] = {}
+        pending: deque[tuple[TensorPlace, list[Future[bytes]]]] = deque()
+
+        def complete() -> None:
+            place, futures = pending.popleft()
+            digest = _combined(future.result() for future in futures)
+            log.append({"tensor": place.spec.name, "digest": digest})
+            digests[place.spec.name] = digest
+            advance(place.spec.size)
+
+        for output in job.outputs:
+            place = job.layout.places[output.name]
+            descriptor = descriptors[place.file]
+            if output.name in done and done[output.name] == digest_of(descriptor, place, threads):
+                digests[output.name] = done[output.name]
+                advance(place.spec.size)
+                continue
+            output.lazy.prepare(threads.map)
+            write = partial(_write, output, descriptor, place)
+            pending.append((place, [threads.submit(write, *bounds) for bounds in chunks(place.spec.shape)]))
+            while len(pending) > AHEAD:
+                complete()
+        while pending:
+            complete()
+    return digests
+
+
+def _write(output: Output, descriptor: int, place: TensorPlace, start: int, stop: int) -> bytes:
+    with torch.inference_mode():
+        return xxhash.xxh3_64_digest(write_rows(descriptor, place, start, output.lazy.rows(start, stop)))
+
+
+def digest_of(descriptor: int, place: TensorPlace, threads: Threads) -> str:
+    """The checksum of a tensor as it is on disk."""
+    row = place.spec.size // max(1, place.spec.shape[0]) if place.spec.shape else place.spec.size
+
+    def digest(bounds: tuple[int, int]) -> bytes:
+        start, stop = bounds
+        return xxhash.xxh3_64_digest(os.pread(descriptor, (stop - start) * row, place.offset + start * row))
+
+    return _combined(threads.map(digest, chunks(place.spec.shape)))
+
+
+def _combined(digests: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(digests))
+
+
+def _progress(path: Path, fingerprint: str) -> tuple[Mapping[str, str], int]:
+    """The tensors that are done, with their checksums, and where the log of them ends; none of another merge."""
+    if not path.is_file():
+        return {}, 0
+    done: dict[str, str] = {}
+    offset = 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        if not line.endswith(b"\n"):
+            break
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if number == 0 and entry != {"merge": fingerprint}:
+                return {}, 0
+            if number:
+                done[entry["tensor"]] = entry["digest"]
+        offset += len(line)
+    return done, offset
+
+
+def finish(job: Job, folder: Path) -> None:
+    """Give the files of weights their names and write the indices."""
+    for shard in job.layout.shards:
+        part = folder / (shard.file + PART)
+        if part.exists():
+            part.rename(folder / shard.file)
+    for name, content in job.layout.indices.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / LOG).unlink(missing_ok=True)
