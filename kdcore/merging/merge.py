@@ -161,7 +161,7 @@ def estimate(plan: Plan, *, device: torch.device | str = "cpu", threads: int | N
             if time.perf_counter() - began > SAMPLED_SECONDS:
                 break
     seconds = (time.perf_counter() - began) * sum(output.size for output in outputs) / max(1, sampled)
-        held = CHUNK * 4 * (3 * len(graph.leaves) + 4) * pool.count
+    held = CHUNK * 4 * (3 * len(graph.leaves) + 4) * pool.count
     return Estimate(graph, job, read, seconds, held)
 
 
