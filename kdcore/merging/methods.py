@@ -220,7 +220,7 @@ def della_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor
 
     :param delta: (rows, ...), each row ranked by itself; a vector is one row.
     """
-    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.reshape(len(delta), -1)
+    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.flatten(1)
     order = rows.abs().argsort(dim=1, stable=True)
     places = torch.arange(rows.shape[1], dtype=delta.dtype, device=delta.device).expand_as(rows)
     ranks = torch.empty_like(rows).scatter_(1, order, places)
