@@ -72,8 +72,8 @@ def _plan(table: dict[str, Any]) -> Plan:
     if twice := sorted(models.keys() & merges.keys()):
         raise InputError(f"merges.{twice[0]}: a model is called so too; rename one of them")
     needed = {name for merge in merges.values() for name in merge.inputs}
-    last = [name for name in merges if name not in needed] or [*merges]
-    out = _of(table, "out", str, last[0])
+    last = [name for name in merges if name not in needed]
+    out = _of(table, "out", str, (last or [*merges])[0])  # without a last one they go round in a circle
     if "out" not in table and len(last) > 1:
         raise InputError(f'no merge uses {" nor ".join(last)}; say which is written with out = "{last[-1]}"')
     if out not in merges:

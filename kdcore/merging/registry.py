@@ -143,7 +143,8 @@ class Method:
             wanted = f"{self.least}" if self.least == self.most else f"at least {self.least}"
             wanted = f"at most {self.most}" if self.most is not None and count > self.most > self.least else wanted
             wanted = f"exactly {self.most}" if self.least == self.most else wanted
-            raise ValueError(f"takes {wanted} sources{' beside the base' if has_base else ''}, not {count}")
+            noun = "source" if wanted.endswith(" 1") else "sources"
+            raise ValueError(f"takes {wanted} {noun}{' beside the base' if has_base else ''}, not {count}")
 
 
 def epsilon_problem(densities: Sequence[float], epsilons: Sequence[float]) -> str:
