@@ -15,7 +15,7 @@ from torch import Tensor
 from kdcore.merging import lazy
 from kdcore.merging.lazy import LazyTensor, Stored, chunks
 from kdcore.merging.merged import Merged, Restacked, merge_tensors
-from kdcore.merging.registry import METHODS
+from kdcore.merging.registry import METHODS, Pieces
 
 Array = np.ndarray[Any, Any]
 Reference = Callable[[list[Array], Array], Array]
@@ -142,6 +142,7 @@ CASES: list[tuple[str, dict[str, Any], int, bool, Reference]] = [
     ("dare_ties", {"weight": W3}, 3, True, sparse([1] * 3, W3, 0, True)),
     ("della", {"weight": W3}, 3, True, sparse([1] * 3, W3, 0, True, normalize=True)),
     ("della_linear", {"weight": W3}, 3, True, arithmetic(W3)),
+    ("della_linear", {"weight": W3, "normalize": True, "scale": 3.0}, 3, True, arithmetic(W3)),
     ("passthrough", {}, 1, False, lambda a, _: a[0]),
     ("passthrough", {"weight": -1.5}, 1, False, lambda a, _: -1.5 * a[0]),
 ]
@@ -341,6 +342,14 @@ def test_density_0_is_the_base(name: str) -> None:
     assert torch.equal(merge_tensors(name, tensors, base, density=0.0), base)
 
 
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "dare_ties", "linear"])
+def test_where_all_is_kept_nothing_is_measured(name: str) -> None:
+    def over(function: Callable[[Any], Any]) -> Iterator[Any]:
+        raise AssertionError
+
+    METHODS[name].plan(Pieces(over, 100), METHODS[name].values({}, 2))
+
+
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
 def test_equal_magnitudes_are_kept_together(name: str) -> None:
     delta = torch.tensor([1.0, -1.0] * 20)
@@ -499,6 +508,8 @@ def test_restacked_rows_are_those_of_the_places(size: int, pattern: str) -> None
     assert torch.equal(found, expected)
     assert torch.equal(other, copy)
     assert all(stop - start <= 2 * size for start, stop in recorded.asked)
+    if pattern in ("same", "shifted"):
+        assert [stop - start for start, stop in recorded.asked] == [min(size, 50 - at) for at in range(0, 50, size)]
 
 
 def test_restacked_takes_the_wider_dtype_and_other_ranks() -> None:

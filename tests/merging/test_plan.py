@@ -167,6 +167,11 @@ def test_densities_that_epsilon_leaves_alone(read: Read, density: str) -> None:
     read(MODELS + DELLA + f"density = {density}\n")
 
 
+def test_the_epsilon_of_a_source_counts_before_that_of_the_merge(read: Read) -> None:
+    own = '[{ model = "b", epsilon = 0.1 }, { model = "c", epsilon = 0.2, density = 0.7 }]'
+    read(MODELS + DELLA.replace('["b", "c"]', own) + "density = 0.2\nepsilon = 0.9\n")
+
+
 # What is refused
 
 
@@ -196,7 +201,7 @@ BAD = {
     "no method": (replaced('method = "linear"\n', ""), "merges.m: has no method"),
     "circle": (
         MODELS + "".join(f'[merges.{x}]\nmethod = "linear"\nsources = ["a", "{y}"]\n' for x, y in ("xy", "yz", "zx")),
-        ": the merges need each other in a circle: ",
+        "merges.x: the merges need each other in a circle: x -> y -> z -> x",
     ),
     "circle aside": (
         'out = "m"\n' + MODELS + LINEAR + '[merges.n]\nmethod = "ties"\nbase = "n"\nsources = ["a"]\n',
