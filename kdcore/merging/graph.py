@@ -173,12 +173,10 @@ class Graph:
     def _own_tensor(self, leaf: Leaf, name: str) -> LazyTensor:
         tensors, adapter = leaf.checkpoint, leaf.adapter
         stored = name if name in tensors else embedding_of(tensors)
-        lazy: LazyTensor = self._stored(tensors[stored])
         if adapter is None:
-            return lazy
+            return self._stored(tensors[stored])
         changed = name if name in adapter.updates or name in adapter.replaced else stored
-        if changed in adapter.replaced:
-            return self._stored(adapter.replaced[changed])
+        lazy = self._stored(adapter.replaced.get(changed, tensors[stored]))
         if changed not in adapter.updates:
             return lazy
         try:
