@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,8 @@ def _run_loop(job: StageJob) -> None:
     job.save(models)
     done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
     job.finish({"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
+    if job.run.rank == 0:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
 
 
 def load_subject(run: Run, stage: Stage, folder: Path, subject: str) -> torch.nn.Module:
