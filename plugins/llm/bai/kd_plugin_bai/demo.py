@@ -1,15 +1,15 @@
 """What the demo builds its small models from: the texts that Python ships, sums of two numbers, a model of characters.
 
-The texts are the topics of Python's ``help()`` (``pydoc_data``, PSF licence): English prose with some code, as much as
-the machine's own Python brings. Each line is a text. In place of a large model a rule writes the working of a sum.
+The texts are the topics of Python's ``help()`` (``pydoc_data``, PSF licence): English prose with some code, as the
+machine's own Python brings them. In place of a large model a rule writes the working of a sum.
 """
 
 from __future__ import annotations
 
 import importlib
 import random
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -24,7 +24,7 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 PADDING = "<pad>"
 SEED = 0
 VALIDATION, TEST = 100, 200
-LINES, WRITTEN_SUMS, LONGEST = 4000, 8000, 64
+PIECE, PROSE, SUMS = 64, 6000, 9000
 
 
 def working(first: int, second: int) -> str:
@@ -38,8 +38,8 @@ def working(first: int, second: int) -> str:
 def demo_splits() -> Mapping[str, Sequence[Example]]:
     """Sums of two numbers of two digits, no pair in two splits, and ``corpus``: texts to pretrain on.
 
-    A sum has ``prompt``, ``answer`` and ``working``. The corpus has prose and, as texts from the web have some, written
-    sums of the train split, half of them with their working.
+    A sum has ``prompt``, ``answer`` and ``working``. The corpus is in pieces of 64 characters: 6,000 of prose and, as
+    language models are pretrained on some, 9,000 of sums of the train split, half of them worked.
     """
     rng = random.Random(SEED)
     pairs = [(first, second) for first in range(10, 100) for second in range(10, 100)]
@@ -52,22 +52,23 @@ def demo_splits() -> Mapping[str, Sequence[Example]]:
         for first, second in pairs
     ]
     train = sums[VALIDATION + TEST :]
-    prose = rng.sample([*_lines()], LINES)
-    written = [e["prompt"] + rng.choice([e["answer"], e["working"]]) for e in rng.choices(train, k=WRITTEN_SUMS)]
-    corpus = [Example({"text": text}, id=f"corpus-{number}") for number, text in enumerate([*prose, *written])]
-    return {
-        "train": train,
-        "validation": sums[:VALIDATION],
-        "test": sums[VALIDATION : VALIDATION + TEST],
-        "corpus": corpus,
-    }
+    prose = rng.sample(list(_pieces(_prose())), PROSE)
+    written = (e["prompt"] + e[rng.choice(["answer", "working"])] + "\n" for e in rng.choices(train, k=5 * SUMS))
+    texts = [*prose, *islice(_pieces("".join(written)), SUMS)]
+    corpus = [Example({"text": text}, id=f"corpus-{number}") for number, text in enumerate(texts)]
+    validation, test = sums[:VALIDATION], sums[VALIDATION : VALIDATION + TEST]
+    return {"train": train, "validation": validation, "test": test, "corpus": corpus}
 
 
-def _lines() -> Iterator[str]:
-    """The help texts in lines, those whose characters the tokenizer knows."""
+def _prose() -> str:
+    """The help texts, in the characters that the tokenizer knows."""
     topics: Mapping[str, str] = importlib.import_module("pydoc_data.topics").topics
-    for topic in topics.values():
-        yield from (line for line in textwrap.wrap(topic, LONGEST) if set(line) <= set(CHARACTERS))
+    known = set(CHARACTERS)
+    return "".join(character for character in "\n".join(topics.values()) if character in known)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    return (text[start : start + PIECE] for start in range(0, len(text) - PIECE + 1, PIECE))
 
 
 def demo_tokenizer() -> Any:

@@ -83,6 +83,7 @@ class BAI:
 
     @hookimpl
     def recipe(self, run: Run) -> Recipe:
+        self._refuse_unequal_parts(run.world)
         family = self._family(run)
         small = [] if self._named else self._small_models(family)
         merges = [
@@ -123,6 +124,14 @@ class BAI:
             arms += [arm(f"alpha-{alpha:g}", self.instruct_weight, alpha) for alpha in self.alphas]
         return arms
 
+    def _refuse_unequal_parts(self, processes: int) -> None:
+        responses = self.prompts * self.responses
+        if responses % (self.accumulate * processes):
+            raise InputError(
+                f"prompts x responses = {responses} responses an update cannot be cut into {self.accumulate} x "
+                f"{processes} equal parts (accumulate x processes): change one of them"
+            )
+
     @property
     def _named(self) -> bool:
         named = [role for role in ROLES if getattr(self, role)]
@@ -133,6 +142,8 @@ class BAI:
 
     def _family(self, run: Run) -> Family:
         if not self._named:
+            if self.chat:
+                raise InputError("chat = true: the demo's models know no messages; name models that do")
             if not run.demo:
                 raise InputError("--data needs models: set pretrained, instruct and reasoning")
             return demo_family()
@@ -140,6 +151,8 @@ class BAI:
         if "family" not in run.memo:
             run.memo["family"] = named_family(names)
         family: Family = run.memo["family"]
+        if self.chat and not family.tokenizer().chat_template:
+            raise InputError(f"chat = true: the tokenizer of reasoning {self.reasoning!r} has no chat_template")
         return family
 
     def _small_models(self, family: Family) -> list[Stage]:
@@ -157,11 +170,12 @@ class BAI:
                 needs=needs,
                 shared="arms",
                 build=build,
-                data=Data(split=split, item=partial(encode, tokenizer, response=response)),
+                data=Data(
+                    split=split, item=partial(encode, tokenizer, response=response), length=lambda e: len(e[response])
+                ),
                 counts=lambda batch: {"tokens": learned(batch).sum().item()},
                 turns={"student": Turn(["student.*"], adamw(rate, betas=(0.9, 0.95)), linear(0.1), clip_norm=1.0)},
                 steps=steps,
-                batch_size=64 if name == "pretrain" else 32,
                 keep="last",
             )
 

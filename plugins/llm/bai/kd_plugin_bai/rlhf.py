@@ -17,7 +17,6 @@ from kd_plugin_bai.answers import as_prompt, as_text
 from kd_plugin_bai.phenomena import collapse_ratio, dip
 from kd_plugin_bai.tasks import reward
 from kdcore.engine.seeds import derive
-from kdcore.errors import InputError
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 
@@ -57,21 +56,12 @@ class Settings:
     chat: bool
 
     def config(self, run: Run, folder: Path) -> GRPOConfig:
-        """trl's configuration: on-policy, constant learning rate, no KL term; on a CPU float32, nothing recomputed.
-
-        :raises InputError: the responses of a step cannot be shared evenly.
-        """
-        at_once, rest = divmod(self.prompts * self.responses, self.accumulate * run.world)
-        if rest:
-            raise InputError(
-                f"prompts x responses = {self.prompts * self.responses} responses a step cannot be cut into "
-                f"{self.accumulate} x {run.world} equal parts (accumulate x processes): change one of them"
-            )
+        """trl's configuration: on-policy, constant learning rate, no KL term; on a CPU float32, nothing recomputed."""
         on_cpu = run.device is None or str(run.device).startswith("cpu")
         return GRPOConfig(
             output_dir=str(folder),
             max_steps=min(self.steps, run.limit or self.steps),
-            per_device_train_batch_size=at_once,
+            per_device_train_batch_size=self.prompts * self.responses // (self.accumulate * run.world),
             gradient_accumulation_steps=self.accumulate,
             num_generations=self.responses,
             max_completion_length=self.longest,

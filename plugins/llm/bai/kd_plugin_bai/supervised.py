@@ -14,14 +14,16 @@ __all__ = ["encode", "learned", "next_token_loss"]
 
 
 def encode(tokenizer: Any, example: Example, response: str) -> dict[str, Any]:
-    """Token ids of a text, or of a prompt and its response, up to the token that ends it; and where learning begins.
+    """Token ids of a piece of text, or of a prompt and its response with the token that ends it; where learning begins.
 
-    :param response: the field that is learned; ``"text"`` has no prompt.
+    :param response: the field that is learned; ``"text"`` has neither prompt nor end.
     :returns: ``input_ids`` and ``begin``, the first token that is learned: of a text the second.
     """
-    prompt = [] if response == "text" else tokenizer(example["prompt"])["input_ids"]
-    ids = [*prompt, *tokenizer(example[response])["input_ids"], tokenizer.eos_token_id]
-    return {"input_ids": ids, "begin": max(1, len(prompt))}
+    ids = tokenizer(example[response])["input_ids"]
+    if response == "text":
+        return {"input_ids": ids, "begin": 1}
+    prompt = tokenizer(example["prompt"])["input_ids"]
+    return {"input_ids": [*prompt, *ids, tokenizer.eos_token_id], "begin": len(prompt)}
 
 
 def learned(batch: Batch) -> torch.Tensor:
