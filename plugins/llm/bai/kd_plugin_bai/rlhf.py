@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kdcore.engine.seeds import derive
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 
-__all__ = ["Settings", "train"]
+__all__ = ["Settings", "newest_checkpoint", "train"]
 
 RECORDED = {
     "reward": "reward",
@@ -122,16 +123,18 @@ def train(
         "prompt": [as_prompt(example["prompt"], settings.chat) for example in examples],
         "answer": [example["answer"] for example in examples],
     }
-    trainer = _Trainer(
-        model=model,
-        reward_funcs=task_reward,
-        args=settings.config(run, folder),
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
-        callbacks=[_Recorder(run)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_newest(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)  # trl 1.16 uses it
+        trainer = _Trainer(
+            model=model,
+            reward_funcs=task_reward,
+            args=settings.config(run, folder),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=tokenizer,
+            callbacks=[_Recorder(run)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     steps = [_figures(logs) for logs in trainer.state.log_history if "reward" in logs]
     lengths = [figures["response length"] for figures in steps]
     truncated = [figures["truncated responses"] for figures in steps]
@@ -143,7 +146,7 @@ def train(
     ]
 
 
-def _newest(folder: Path) -> str | None:
+def newest_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint whose last file is whole: a kill leaves half a checkpoint."""
     found = sorted(
         (int(path.parent.name.rpartition("-")[2]), path.parent)
