@@ -74,7 +74,7 @@ class BAI:
     accumulate: int = option(1, "parts of an update that are computed one after the other", least=1)
     longest: int = option(48, "tokens of the longest response; what is longer is cut", least=1)
     learning_rate: float = option(
-        3e-4, "of RL; the demo's: for models of billions of weights the paper has 1e-6", above=0
+        1e-4, "of RL; the demo's: for models of billions of weights the paper has 1e-6", above=0
     )
     temperature: float = option(1.0, "of the responses in RL; those of the test are the most probable", above=0)
     save_every: int = option(10, "updates between checkpoints of RL", least=1, operational=True)

@@ -112,8 +112,8 @@ def train(
     It goes on from the newest whole checkpoint in ``folder``.
 
     :param examples: with ``prompt`` and ``answer``.
-    :returns: collapse ratio and dip (see `kd_plugin_bai.phenomena`), the length at the first step and the share of
-        truncated responses in all steps, without which neither can be judged.
+    :returns: collapse ratio and dip (see `kd_plugin_bai.phenomena`), with length and reward of the first step and the
+        share of truncated responses in all steps, without which neither can be judged.
     """
 
     def task_reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
@@ -137,11 +137,13 @@ def train(
         trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     steps = [_figures(logs) for logs in trainer.state.log_history if "reward" in logs]
     lengths = [figures["response length"] for figures in steps]
+    rewards = [figures["reward"] for figures in steps]
     truncated = [figures["truncated responses"] for figures in steps]
     return [
         Metric("collapse_ratio", collapse_ratio(lengths), "higher"),
-        Metric("reward_dip", dip([figures["reward"] for figures in steps]), "lower"),
+        Metric("reward_dip", dip(rewards), "lower"),
         Metric("first_length", lengths[0], "higher"),
+        Metric("first_reward", rewards[0], "higher"),
         Metric("rl_truncated", sum(truncated) / len(truncated), "lower"),
     ]
 
