@@ -129,7 +129,7 @@ def page(result: Mapping[str, Any]) -> str:
     text += "\n\n" + " ".join(f"![{title}]({file})" for title, file in result["plots"].items())
     settings = result["settings"]
     return text + (
-        f"\n\nMeans over {result['seeds']} seeds, {settings['steps']} steps of GRPO, each on "
+        f"\n\nSeeds: {result['seeds']}, whose means the first table has; {settings['steps']} steps of GRPO, each on "
         f"{settings['prompts'] * settings['responses']} responses, learning rate {settings['learning_rate']:g}. "
         "`reward` and `length` are those of the most probable responses on test, all others of samples in RL. Collapse "
         "ratio and dip look at the first quarter of the steps: the lowest of so many noisy means lies below the first "

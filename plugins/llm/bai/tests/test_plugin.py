@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ def test_the_student_loads_with_its_tokenizer_and_has_learned(run: Callable[...,
     rewarded = any(line["terms"]["reward"] > 0 for line in read_metrics(stage / "rlhf" / "metrics.jsonl"))
     moved = any(not torch.equal(tensor.float(), trained[name]) for name, tensor in before.items() if name in trained)
     assert moved == rewarded
+
+
+def test_prompts_may_be_messages_of_a_chat(
+    run: Callable[..., Path], models: dict[str, str], tasks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "chatting"
+    shutil.copytree(models["reasoning"], folder)
+    tokenizer: Any = demo_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    tokenizer.save_pretrained(folder)
+    out = run(f"reasoning={folder}", "chat=true", data=tasks)
+    lines = read_metrics(out / "arms" / "distill" / "seed-0" / "rlhf" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert AutoTokenizer.from_pretrained(out / "student").chat_template == tokenizer.chat_template
 
 
 def test_the_best_ratios_of_the_search_are_merged_and_kept(
