@@ -84,6 +84,8 @@ class BAI:
     @hookimpl
     def recipe(self, run: Run) -> Recipe:
         self._refuse_unequal_parts(run.world)
+        if not all(0 <= ratio <= 1 for ratio in self.search):
+            raise InputError(f"search = {list(self.search)}: a ratio is a number from 0 to 1")
         family = self._family(run)
         small = [] if self._named else self._small_models(family)
         merges = [
@@ -121,7 +123,9 @@ class BAI:
                 arm("no-pretrained", self.instruct_weight, 1.0),
                 arm("no-instruct", 0.0, self.alpha),
             ]
-            arms += [arm(f"alpha-{alpha:g}", self.instruct_weight, alpha) for alpha in self.alphas]
+            arms += [
+                arm(f"alpha-{alpha:g}", self.instruct_weight, alpha) for alpha in self.alphas if alpha != self.alpha
+            ]
         return arms
 
     def _refuse_unequal_parts(self, processes: int) -> None:

@@ -34,7 +34,7 @@ ARMS = {
 
 def arguments(models: Mapping[str, str], *settings: str) -> list[str]:
     named = [f"{role}={folder}" for role, folder in models.items()]
-    small = ("steps=6", "prompts=2", "responses=2", "longest=8", "save_every=2")
+    small = ("steps=6", "prompts=2", "responses=2", "longest=8", "save_every=2", "run.threads=1")
     given = [part for setting in (*named, *small, *settings) for part in ("--set", setting)]
     return ["run", "--plugin", "bai", *given, "--device", "cpu"]
 
@@ -43,6 +43,7 @@ def actor(folder: Path, arm: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "arms" / arm / "seed-0" / "balanced" / "models" / "student.safetensors")
 
 
+@pytest.mark.slow
 def test_every_arm_begins_with_its_merge_and_has_its_curves(
     run: Callable[..., Path], models: dict[str, str], tasks: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_the_search_scores_by_the_answers_on_validation(run: Callable[..., Path]
     assert facts["reward of each ratio"] == [[0.5, 0.0], [1.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_the_demo_builds_its_models_and_max_steps_holds_everywhere(tmp_path: Path) -> None:
     out = tmp_path / "run"
     small = [
@@ -140,16 +142,16 @@ def test_the_demo_builds_its_models_and_max_steps_holds_everywhere(tmp_path: Pat
         assert read_json(out / "arms" / arm / "seed-0" / "rlhf" / "done.json")["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_checkpoint(
     killed_at: Callable[..., bool],
-    start: Callable[[Sequence[str]], Any],
     models: dict[str, str],
     tasks: Path,
     tmp_path: Path,
 ) -> None:
     command = [*arguments(models, "temperature=2"), "--data", str(tasks)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start([*command, "--out", str(whole)]).wait() == 0
+    assert main([*command, "--out", str(whole)]) == 0
     assert killed_at(command, killed, "arms/*/*/rlhf/checkpoints/checkpoint-4/trainer_state.json")
     stage = Path("arms/distill/seed-0/rlhf")
     assert not (killed / stage / "done.json").exists()
@@ -174,6 +176,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
         ),
         (("answer_column=solution",), "'solution'"),
         (("alpha=1.5",), "alpha"),
+        (("search=[0.5, 1.5]",), "search = [0.5, 1.5]: a ratio is a number from 0 to 1"),
         (("chat=true",), "chat_template"),
     ],
 )
@@ -193,7 +196,7 @@ def test_own_data_needs_models(tasks: Path, tmp_path: Path, capsys: Any) -> None
 
 
 def test_an_alpha_of_the_method_is_no_further_arm(tmp_path: Path) -> None:
-    arms = BAI(alphas=(0.2,), alpha=0.3).recipe(run=Run(folder=tmp_path)).arms
+    arms = BAI(alphas=(0.2, 0.3), alpha=0.3).recipe(run=Run(folder=tmp_path)).arms
     assert {arm.name: (arm.set["instruct_weight"], arm.set["alpha"]) for arm in arms} == {
         "control": (0.0, 1.0),
         "instruct": (1.0, 1.0),

@@ -73,6 +73,7 @@ def test_the_formulas_are_those_of_the_code() -> None:
     assert values.keys() >= {"middle", "balanced"}
 
 
+@pytest.mark.slow
 def test_the_commands_run_and_the_student_is_used_as_it_says(
     models: dict[str, str], tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
