@@ -161,7 +161,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of the plugin")
     options = parser.parse_args()
-    name = f"bai-{options.learning_rate:g}"
+    name = f"bai-{options.learning_rate:.0e}"
     folder = options.out / name
     command = ["--plugin", "bai", "--compare", "--seeds", str(options.seeds), "--device", "cpu"]
     settings = {**SETTINGS, "learning_rate": options.learning_rate}
