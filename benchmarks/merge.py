@@ -202,8 +202,8 @@ def markdown(figures: dict[str, Any], facts: str) -> str:
             "",
             "The same entries, compared with each other and with float64. Apart: in steps of bfloat16 at the largest "
             "of the sources' entries. Rounded right: the bfloat16 number nearest to float64's. Either way: float64's "
-            "lies in the middle of two, or TIES cuts between entries of one magnitude; these are left out. Random "
-            "entries are drawn otherwise in both.",
+            "lies in the middle of two, or TIES cuts between entries of one magnitude or elects between signs of one "
+            "weight; these are left out. Random entries are drawn otherwise in both.",
             "",
             recording.table(OUTPUTS, [_compared(name, found) for name, found in figures["methods"].items()]),
             "",

@@ -138,7 +138,7 @@ def _slerp(flat: Sequence[Tensor]) -> Formula:
 
 
 def _ties(flat: Sequence[Tensor]) -> Formula:
-    """Where a magnitude is that of the last entry that is kept, either of them may be."""
+    """Either way: a magnitude is that of the last entry that is kept, or the entries of both signs weigh the same."""
     given, density = METHODS["ties"]["weight"], METHODS["ties"]["density"]
     base, *tuned = flat
     kept = max(1, int(density * len(base)))
@@ -156,7 +156,10 @@ def _ties(flat: Sequence[Tensor]) -> Formula:
             delta = row - base
             either |= delta.abs() == threshold
             weighted.append(torch.where(delta.abs() >= threshold, delta, 0.0) * weight)
-        positive = sum(weighted, torch.zeros_like(base)) >= 0
+        total = sum(weighted, torch.zeros_like(base))
+        size = sum((each.abs() for each in weighted), torch.zeros_like(base))
+        either |= (total.abs() < NEAR * size) & (size > 0)
+        positive = total >= 0
         agree = [torch.where(positive, each > 0, each < 0) for each in weighted]
         total = sum((each * fits for each, fits in zip(weighted, agree)), torch.zeros_like(base))
         divisor = sum((fits * weight for fits, weight in zip(agree, weights)), torch.zeros_like(base))
