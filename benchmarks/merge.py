@@ -105,11 +105,12 @@ class Bench:
             raise SystemExit(f"{side} {method} ended with {measured.code}:\n{measured.output[-2000:]}")
         return measured
 
-    def idle(self, side: str) -> Measured:
-        """A process that only imports torch."""
+    def idle(self, side: str) -> int:
+        """Peak of anonymous memory of a process that only imports torch: the median of three."""
         python = str(self._mergekit.python) if side == "mergekit" else sys.executable
         extra = {} if side == "kdcore" else {"PYTHONPATH": None}
-        return measure([python, "-c", "import torch, time; time.sleep(0.05)"], environment={**WITHOUT_HUB, **extra})
+        command, variables = [python, "-c", "import torch, time; time.sleep(0.05)"], {**WITHOUT_HUB, **extra}
+        return statistics.median(measure(command, environment=variables).anonymous for _ in range(3))
 
 
 def in_turns(bench: Bench, method: str, rounds: int) -> dict[str, list[Measured]]:
@@ -122,12 +123,12 @@ def in_turns(bench: Bench, method: str, rounds: int) -> dict[str, list[Measured]
     return found
 
 
-def summary(runs: Sequence[Measured], idle: Measured) -> dict[str, Any]:
+def summary(runs: Sequence[Measured], idle: int) -> dict[str, Any]:
     """Medians, least and greatest of one side."""
     figures: dict[str, Callable[[Measured], float]] = {
         "wall": lambda run: run.seconds,
         "cpu": lambda run: run.cpu,
-        "anonymous": lambda run: run.anonymous - idle.anonymous,
+        "anonymous": lambda run: run.anonymous - idle,
         "mapped": lambda run: run.mapped,
     }
     return {
@@ -140,11 +141,11 @@ def summary(runs: Sequence[Measured], idle: Measured) -> dict[str, Any]:
     }
 
 
-def ratio(found: dict[str, list[Measured]], idle: dict[str, Measured], kind: str) -> float:
+def ratio(found: dict[str, list[Measured]], idle: dict[str, int], kind: str) -> float:
     """Median over the rounds of kdcore's figure by mergekit's."""
 
     def value(side: str, run: Measured) -> float:
-        return run.seconds if kind == "wall" else run.anonymous - idle[side].anonymous
+        return run.seconds if kind == "wall" else run.anonymous - idle[side]
 
     pairs = zip(found["kdcore"], found["mergekit"], strict=True)
     return round(statistics.median(value("kdcore", ours) / value("mergekit", theirs) for ours, theirs in pairs), 4)
@@ -169,7 +170,7 @@ def measured(bench: Bench, methods: Sequence[str], rounds: int) -> dict[str, Any
     return {
         "methods": results,
         "bare": summary(bare, idle["kdcore"]),
-        "import torch": {side: idle[side].anonymous for side in SIDES},
+        "import torch": {side: idle[side] for side in SIDES},
     }
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from kdcore.engine.models import UnbuiltModels
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import InputError, PluginError, blaming
+from kdcore.merging.checkpoint import Checkpoint
+from kdcore.merging.shards import TensorSpec, writing
 from kdcore.names import RULE, is_name
 from kdcore.recipe import Stage, Target
 
@@ -26,29 +26,8 @@ if TYPE_CHECKING:
 NamedTensor = tuple[str, torch.Tensor]
 
 
-class LazyTensors(Mapping[str, torch.Tensor]):
-    """The tensors of safetensors files, read one by one."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._files = {}
-        for path in files:
-            with safe_open(path, framework="pt") as opened:
-                self._files.update(dict.fromkeys(opened.keys(), path))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self._files[name], framework="pt") as opened:
-            tensor: torch.Tensor = opened.get_tensor(name)
-            return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def source_tensors(run: Run, reference: str) -> LazyTensors:
-    """The tensors of ``"stage/module"`` or of a folder of safetensors.
+def source_tensors(run: Run, reference: str) -> Checkpoint:
+    """The tensors of ``"stage/module"`` or of a folder of safetensors, mapped into memory.
 
     :raises InputError: neither a finished stage's module nor a folder with safetensors.
     """
@@ -56,11 +35,10 @@ def source_tensors(run: Run, reference: str) -> LazyTensors:
         path = run.source(reference)
         if not path.exists():
             raise InputError(f"{reference}: the stage has no such module; it has {', '.join(_modules_beside(path))}")
-        return LazyTensors([path])
-    files = sorted(Path(reference).glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{reference}: neither a finished stage's module nor a folder with .safetensors files")
-    return LazyTensors(files)
+        return Checkpoint(path)
+    if not Path(reference).exists():
+        raise InputError(f"{reference}: neither a finished stage's module nor a folder with safetensors")
+    return Checkpoint(Path(reference))
 
 
 def _modules_beside(path: Path) -> list[str]:
@@ -99,7 +77,7 @@ def merge(job: StageJob) -> None:
     began = time.monotonic()
     with job.written(job.folder / "models") as folder:
         for target in targets_of(job.run, job.stage):
-            save_file(_merged(job, target), folder / f"{target.name}.safetensors", metadata={"format": "pt"})
+            _write(job, target, folder / f"{target.name}.safetensors")
     job.save_targets()
     facts = {"steps": 0, "round_steps": [], "initial_hash": "", "order_hash": "", "weights_hash": "", "best_step": 0}
     job.finish({**facts, "seconds": round(time.monotonic() - began, 3)})
@@ -110,18 +88,19 @@ def _blamed(stream: Iterable[NamedTensor], plugin: str) -> Iterator[NamedTensor]
         yield from stream
 
 
-def _merged(job: StageJob, target: Target) -> dict[str, torch.Tensor]:
-    """The target's tensors by name; of tied ones, which are the same tensor of the skeleton, the first name only."""
+def _write(job: StageJob, target: Target, path: Path) -> None:
+    """Write the target's tensors one by one as they come, in the skeleton's dtypes; of tied ones, which are the same
+    tensor of the skeleton, the first name only.
+    """
     sources = {reference: source_tensors(job.run, reference) for reference in target.sources}
     with torch.device("meta"):
         expected = target.skeleton(job.run).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     tied_to = {name: first_names.setdefault(id(tensor), name) for name, tensor in expected.items()}
-    for plugin in job.plugins.newest_first("merge_weights"):
-        stream = job.plugins.ask(plugin, "merge_weights", run=job.run, stage=job.stage, target=target, sources=sources)
-        if stream is None:
-            continue
-        merged: dict[str, torch.Tensor] = {}
+    specs = [TensorSpec(name, expected[name].dtype, tuple(expected[name].shape)) for name in first_names.values()]
+    plugin, stream = _stream(job, target, sources)
+    missing = dict.fromkeys(first_names.values())
+    with writing(path, specs) as write:
         for name, tensor in _blamed(stream, plugin):
             if name not in expected or tensor.shape != expected[name].shape:
                 shape = tuple(expected[name].shape) if name in expected else "no such tensor"
@@ -129,12 +108,22 @@ def _merged(job: StageJob, target: Target) -> dict[str, torch.Tensor]:
                     f"merge_weights of plugin {plugin} gave {name} of shape {tuple(tensor.shape)} "
                     f"for target {target.name!r}, whose skeleton has {shape}"
                 )
-            merged.setdefault(tied_to[name], tensor.contiguous())
-        missing = sorted(set(tied_to.values()) - merged.keys())
-        if missing:
-            raise PluginError(
-                f"merge_weights of plugin {plugin} left out {len(missing)} tensors of target {target.name!r}, "
-                f"first {missing[0]}"
-            )
-        return merged
+            if tied_to[name] in missing:
+                del missing[tied_to[name]]
+                write(tied_to[name], tensor)
+    if missing:
+        raise PluginError(
+            f"merge_weights of plugin {plugin} left out {len(missing)} tensors of target {target.name!r}, "
+            f"first {min(missing)}"
+        )
+
+
+def _stream(
+    job: StageJob, target: Target, sources: Mapping[str, Mapping[str, torch.Tensor]]
+) -> tuple[str, Iterable[NamedTensor]]:
+    """The newest plugin that merges the target, and its stream."""
+    for plugin in job.plugins.newest_first("merge_weights"):
+        stream = job.plugins.ask(plugin, "merge_weights", run=job.run, stage=job.stage, target=target, sources=sources)
+        if stream is not None:
+            return plugin, stream
     raise PluginError(f"no plugin answers merge_weights for target {target.name!r} of stage {job.stage.name!r}")

@@ -26,10 +26,10 @@ def row_elements(shape: Sequence[int]) -> int:
 
 
 def chunks(shape: Sequence[int]) -> list[Bounds]:
-    """The rows of a tensor in pieces of about `CHUNK` elements: [start, stop)."""
+    """The rows of a tensor in pieces of about `CHUNK` elements: [start, stop); one piece at least."""
     rows = shape[0] if shape else 1
     step = max(1, CHUNK // max(1, row_elements(shape)))
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return [(start, min(start + step, rows)) for start in range(0, max(1, rows), step)]
 
 
 class LazyTensor(ABC):

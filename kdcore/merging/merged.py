@@ -125,16 +125,24 @@ def merge_tensors(
 ) -> Tensor:
     """Merge tensors that are in memory by a method of `kdcore.merging.METHODS`.
 
+    :param method: a name in `METHODS`.
     :param tensors: of one shape and any floating dtypes.
     :param base: what they are compared with, for methods of task vectors.
     :param seed: of the random entries, together with ``name``.
     :param parameters: of the method; those of sources are one number or a list of one for each.
     :returns: in the dtype of the base, or of the first tensor.
-    :raises ValueError: a parameter is unknown or has a wrong value; the tensors' number or the base does not fit.
+    :raises ValueError: the method or a parameter is unknown, or its value wrong; the tensors, their number or the base
+        do not fit.
     """
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method}; there are: {', '.join(METHODS)}")
     made = METHODS[method]
     values = made.values(parameters, len(tensors))
     made.check(len(tensors), base is not None)
+    for each in tensors if base is None else [base, *tensors]:
+        if each.shape != tensors[0].shape or not each.dtype.is_floating_point:
+            found = ", ".join(f"{other.dtype} {tuple(other.shape)}" for other in (tensors[0], each))
+            raise ValueError(f"tensors must be floating and of one shape, not {found}")
     merged = Merged(
         made,
         values,

@@ -97,11 +97,11 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
 
 
 def multislerp_coefficients(products: Tensor, weights: Sequence[float]) -> list[float]:
-    """Barycentric interpolation on the sphere: a weighted mean in the tangent space at the mean direction.
+    """Barycentric interpolation on the sphere: the mean direction with the weighted mean of lengths.
 
-    The directions u_k = theta_k / |theta_k| are averaged to a point m on the sphere, projected on its tangent space,
-    u_k - <u_k, m> m, averaged there and put back by the exponential map; the length is the weighted mean of lengths.
-    Where the directions cancel out the mean is `linear`.
+    The directions u_k = theta_k / |theta_k| are averaged and the mean is put on the sphere, as m. A further average of
+    the projections u_k - <u_k, m> m on the tangent space there, put back by the exponential map, is m itself: they
+    cancel out. Where the directions do, the mean is `linear`.
 
     :param products: (K, K), the `gram` of the sources.
     :param weights: K numbers of sum 1.
@@ -110,11 +110,7 @@ def multislerp_coefficients(products: Tensor, weights: Sequence[float]) -> list[
     mean_norm = _norm(w, cosines)
     if mean_norm < TINY:
         return [*weights]
-    mean = w / mean_norm
-    tangent = w - mean * (w @ (cosines @ mean))
-    length = _norm(tangent, cosines)
-    direction = tangent * (math.sin(length) / length) if length > TINY else tangent
-    return _scaled(mean * math.cos(length) + direction, norms, w @ norms)
+    return _scaled(w / mean_norm, norms, w @ norms)
 
 
 def karcher_coefficients(
@@ -224,7 +220,7 @@ def della_probabilities(delta: Tensor, density: float, epsilon: float) -> Tensor
 
     :param delta: (rows, ...), each row ranked by itself; a vector is one row.
     """
-    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.reshape(len(delta), -1)
+    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.flatten(1)
     order = rows.abs().argsort(dim=1, stable=True)
     places = torch.arange(rows.shape[1], dtype=delta.dtype, device=delta.device).expand_as(rows)
     ranks = torch.empty_like(rows).scatter_(1, order, places)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from attrs import field, frozen
 
 from kdcore.errors import InputError
-from kdcore.merging.registry import METHODS
+from kdcore.merging.registry import METHODS, epsilon_problem
+from kdcore.structure import show
 
 __all__ = ["DTYPES", "Merge", "Model", "Plan", "Setting", "Source", "setting_at"]
 
@@ -102,16 +104,14 @@ class Plan:
 
     def order(self) -> list[str]:
         """The merges that the result is made of, each after those that it needs."""
-        done: dict[str, None] = {}
-
-        def add(name: str) -> None:
-            for needed in self.merges[name].inputs:
-                if needed in self.merges and needed not in done:
-                    add(needed)
-            done[name] = None
-
-        add(self.out)
-        return [*done]
+        needs: dict[str, list[str]] = {}
+        waiting = [self.out]
+        while waiting:
+            name = waiting.pop()
+            if name not in needs:
+                needs[name] = self._needs(name)
+                waiting += needs[name]
+        return [*TopologicalSorter(needs).static_order()]
 
     def used(self) -> list[str]:
         """The models that the result is made of."""
@@ -147,6 +147,8 @@ class Plan:
             except ValueError as error:
                 raise InputError(f"{place}: {merge.method} {error}") from None
             _check_layers(place, sources)
+        if len(merge.slices) > 1 and not all(sources[0].layers for sources in merge.slices):
+            raise InputError(f"{place}: of several slices each names the layers of its sources")
         _check_parameters(f"{place}", merge.parameters, {**method.per_source, **method.shared})
         for sources in merge.slices:
             for source in sources:
@@ -155,16 +157,15 @@ class Plan:
             _check_epsilon(place, merge)
 
     def _check_circles(self) -> None:
-        def visit(name: str, path: tuple[str, ...]) -> None:
-            if name in path:
-                circle = " -> ".join([*path[path.index(name) :], name])
-                raise InputError(f"merges.{name}: the merges need each other in a circle: {circle}")
-            for needed in self.merges[name].inputs:
-                if needed in self.merges:
-                    visit(needed, (*path, name))
+        try:
+            TopologicalSorter({name: self._needs(name) for name in self.merges}).prepare()
+        except CycleError as error:
+            circle = error.args[1][::-1]
+            words = f"the merges need each other in a circle: {' -> '.join(circle)}"
+            raise InputError(f"merges.{circle[0]}: {words}") from None
 
-        for name in self.merges:
-            visit(name, ())
+    def _needs(self, name: str) -> list[str]:
+        return [needed for needed in self.merges[name].inputs if needed in self.merges]
 
 
 def _check_layers(place: str, sources: Sequence[Source]) -> None:
@@ -182,35 +183,32 @@ def _check_parameters(place: str, given: Mapping[str, Setting], known: Mapping[s
     for name, setting in given.items():
         if name not in known:
             raise InputError(f"{place}: there is no parameter {name} here; there are: {', '.join(known) or 'none'}")
-        values = [*_values(setting)]
-        if not values:
+        lists = [*_lists(setting)]
+        if not lists or not all(lists):
             raise InputError(f"{place}: {name} is empty; give a number")
-        for value in values:
+        for value in (value for values in lists for value in values):
             if problem := known[name].problem(value):
-                raise InputError(f"{place}: {name} = {value} must be {problem}")
+                raise InputError(f"{place}: {name} = {show(value)} must be {problem}")
 
 
 def _check_epsilon(place: str, merge: Merge) -> None:
-    method = METHODS[merge.method]
+    defaults = {name: parameter.default for name, parameter in METHODS[merge.method].per_source.items()}
     for sources in merge.slices:
         for source in sources:
-            given = {**merge.parameters, **source.parameters}
-            widths = [*_values(given.get("epsilon", method.per_source["epsilon"].default))]
-            for density in _values(given.get("density", 1.0)):
-                if density < 1 and not (density - max(widths) > 0 and density + max(widths) <= 1):
-                    raise InputError(
-                        f"{place}: density {density} +- epsilon {max(widths)} leaves 0 to 1; lower epsilon"
-                    )
+            given = {**defaults, **merge.parameters, **source.parameters}
+            epsilons = [epsilon for values in _lists(given["epsilon"]) for epsilon in values]
+            for densities in _lists(given["density"]):
+                if problem := epsilon_problem(densities, epsilons):
+                    raise InputError(f"{place}: {problem}")
 
 
-def _values(setting: Setting) -> Iterator[Any]:
+def _lists(setting: Setting) -> Iterator[Sequence[Any]]:
+    """The lists in a setting; a number is one of one."""
     if isinstance(setting, Mapping):
         for inner in setting.values():
-            yield from _values(inner)
-    elif isinstance(setting, list | tuple):
-        yield from setting
+            yield from _lists(inner)
     else:
-        yield setting
+        yield setting if isinstance(setting, list | tuple) else [setting]
 
 
 def setting_at(setting: Setting, default: Any, tensor: str, depth: float) -> Any:

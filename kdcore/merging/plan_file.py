@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -40,9 +41,7 @@ def read_plan(path: Path) -> Plan:
             from kdcore.merging.mergekit import plan_of_yaml
 
             return plan_of_yaml(text)
-        return _plan(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: no valid TOML: {error}") from None
+        return _plan(_toml(text))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -53,9 +52,17 @@ def parse_size(text: str) -> int:
     :raises InputError: it is no such size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].upper() not in UNITS or float(found[1]) == 0:
+    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
+    if not 1 <= size < math.inf:
         raise InputError(f"shard_size = {text}: must be a size such as 5GB or 500MB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(size)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # besides its own: a number of 5000 digits, 5000 brackets
+        raise InputError(f"no valid TOML: {error}") from None
 
 
 def _plan(table: dict[str, Any]) -> Plan:
@@ -65,8 +72,8 @@ def _plan(table: dict[str, Any]) -> Plan:
     if twice := sorted(models.keys() & merges.keys()):
         raise InputError(f"merges.{twice[0]}: a model is called so too; rename one of them")
     needed = {name for merge in merges.values() for name in merge.inputs}
-    last = [name for name in merges if name not in needed] or [*merges]
-    out = _of(table, "out", str, last[0])
+    last = [name for name in merges if name not in needed]
+    out = _of(table, "out", str, (last or [*merges])[0])  # without a last one they go round in a circle
     if "out" not in table and len(last) > 1:
         raise InputError(f'no merge uses {" nor ".join(last)}; say which is written with out = "{last[-1]}"')
     if out not in merges:
@@ -97,11 +104,11 @@ def _named(table: dict[str, Any], key: str) -> list[tuple[str, Any]]:
 
 def _model(value: Any, place: str) -> Model:
     if isinstance(value, str):
-        return Model(value)
+        value = {"path": value}
     if not isinstance(value, dict):
         raise InputError(f"{place} = {show(value)} must be a path, or a table with path and adapter")
     _known(value, MODEL, place)
-    if "path" not in value:
+    if value.get("path", "") == "":
         raise InputError(f"{place}: has no path")
     return Model(_of(value, "path", str, "", place), _of(value, "adapter", str, "", place))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ class Parameter:
         if self.choices:
             right = any(type(value) is type(choice) and value == choice for choice in self.choices)
             return "" if right else f"one of {', '.join(str(choice).lower() for choice in self.choices)}"
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
             return "a number"
         if self.low <= value <= self.high:
             return ""
@@ -123,7 +124,11 @@ class Method:
         for name, value in [*shared.items(), *((name, value) for name, values in lists.items() for value in values)]:
             if problem := known[name].problem(value):
                 raise ValueError(f"{name} = {value} must be {problem}")
-        return Values(shared, [{name: values[k] for name, values in lists.items()} for k in range(count)])
+        sources = [{name: values[k] for name, values in lists.items()} for k in range(count)]
+        for source in sources:
+            if "epsilon" in source and (problem := epsilon_problem([source["density"]], [source["epsilon"]])):
+                raise ValueError(problem)
+        return Values(shared, sources)
 
     def check(self, count: int, has_base: bool) -> None:
         """Refuse a number of sources, or a base or its absence.
@@ -138,7 +143,19 @@ class Method:
             wanted = f"{self.least}" if self.least == self.most else f"at least {self.least}"
             wanted = f"at most {self.most}" if self.most is not None and count > self.most > self.least else wanted
             wanted = f"exactly {self.most}" if self.least == self.most else wanted
-            raise ValueError(f"takes {wanted} sources{' beside the base' if has_base else ''}, not {count}")
+            noun = "source" if wanted.endswith(" 1") else "sources"
+            raise ValueError(f"takes {wanted} {noun}{' beside the base' if has_base else ''}, not {count}")
+
+
+def epsilon_problem(densities: Sequence[float], epsilons: Sequence[float]) -> str:
+    """Which of DELLA's probabilities, density +- epsilon, is none; empty where all are.
+
+    Between the least and the largest of ``densities`` there may be any other; with density 1 alone nothing is drawn.
+    """
+    low, high, epsilon = min(densities), max(densities), max(epsilons)
+    if low >= 1 or (low - epsilon > 0 and high + epsilon <= 1):
+        return ""
+    return f"density {high if low > epsilon else low} +- epsilon {epsilon} leaves 0 to 1; lower epsilon"
 
 
 Coefficients = Callable[[Tensor, Values], list[float]]
@@ -197,7 +214,7 @@ Keep = Literal["magnitude", "middle", "random", "rank"]
 class _SparseMerge:
     """Sparse task vectors of one tensor, summed or merged by elected signs.
 
-    :ivar bounds: of each source the magnitudes [low, high) to keep, where magnitude decides.
+    :ivar bounds: of each source the magnitudes to keep, where they decide: from the first on, below the second.
     :ivar factors: of each source what restores its L1 norm, where that is asked for.
     """
 
@@ -242,8 +259,15 @@ def _bounds(keep: Keep, pieces: Pieces, values: Values) -> list[list[float]]:
     for source in values.sources:
         count = methods.kept(pieces.elements, source["density"])
         outliers = min(int(source["gamma"] * pieces.elements), pieces.elements - count) if keep == "middle" else 0
-        ranks.append([count + outliers, outliers] if count else [0, 0])
-    return largest_magnitudes(lambda count: pieces.over(lambda piece: count(piece.tensors)), ranks)
+        wanted = [count + outliers, outliers + 1] if keep == "middle" else [count]
+        ranks.append(wanted if count and source["density"] < 1 else [0 for _ in wanted])
+    found = largest_magnitudes(lambda count: pieces.over(lambda piece: count(piece.tensors)), ranks)
+    return found if keep == "magnitude" else [[low, _just_above(high)] for low, high in found]
+
+
+def _just_above(magnitude: float) -> float:
+    """The next float32."""
+    return torch.nextafter(torch.tensor(magnitude), torch.tensor(math.inf)).item()
 
 
 def _sparse_plan(keep: Keep, elect: bool) -> Callable[[Pieces, Values], Combine]:

@@ -19,15 +19,16 @@ def largest_magnitudes(passes: Passes, ranks: Sequence[Sequence[int]]) -> list[l
     """For each of several tensors, the magnitudes that hold the given ranks, 1 for the largest; infinite for rank 0.
 
     The bits of a float32 magnitude order as an integer. Its upper half is counted in one pass; of the entries that
-    share it with an answer the lower half in a second.
+    share it with an answer the lower half in a second. Of float64 the answer is the next float32 towards zero: the
+    entry that holds the rank is not below it.
 
     :param passes: ``passes(count)`` calls ``count(tensors)`` with each piece of all tensors and gives the results.
     :param ranks: of each tensor.
     """
-    upper = _total(passes(lambda tensors: [[_counts(_halves(tensor)[0])] for tensor in tensors]))
-    places = [[_place(counts, rank) for rank in wanted] for [counts], wanted in zip(upper, ranks)]
     if not any(rank for wanted in ranks for rank in wanted):
         return [[math.inf] * len(wanted) for wanted in ranks]
+    upper = _total(passes(lambda tensors: [[_counts(_halves(tensor)[0])] for tensor in tensors]))
+    places = [[_place(counts, rank) for rank in wanted] for [counts], wanted in zip(upper, ranks)]
 
     def count_lower(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         found = []
@@ -45,7 +46,10 @@ def largest_magnitudes(passes: Passes, ranks: Sequence[Sequence[int]]) -> list[l
 
 def _halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """The upper and lower 16 bits of the magnitudes, flat."""
-    bits = tensor.reshape(-1).to(torch.float32).abs().view(torch.int32)
+    magnitudes = tensor.reshape(-1).abs()
+    bits = magnitudes.to(torch.float32).view(torch.int32)
+    if magnitudes.dtype == torch.float64:
+        bits = bits - (bits.view(torch.float32) > magnitudes).to(torch.int32)
     return bits >> 16, bits & (HALF - 1)
 
 

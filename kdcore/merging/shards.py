@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdcore.errors import InputError
 
-__all__ = ["Layout", "Shard", "TensorPlace", "TensorSpec", "lay_out", "opened", "write_rows"]
+__all__ = ["Layout", "Shard", "TensorPlace", "TensorSpec", "lay_out", "lay_out_file", "opened", "write_rows", "writing"]
 
 NAMES = {
     torch.float64: "F64",
@@ -151,7 +151,7 @@ def lay_out_file(file: str, specs: Sequence[TensorSpec]) -> tuple[Shard, dict[st
         if spec.dtype not in NAMES:
             raise InputError(f"{spec.name}: safetensors cannot hold {spec.dtype}; set dtype")
         start, end = end, end + spec.size
-        name = spec.name.rpartition("/")[2]
+        name = spec.name[len(spec.part) + 1 :] if spec.part else spec.name
         entries[name] = {"dtype": NAMES[spec.dtype], "shape": [*spec.shape], "data_offsets": [start, end]}
         starts[spec.name] = start
     text = json.dumps(entries, separators=(",", ":")).encode()
@@ -185,6 +185,21 @@ def opened(folder: Path, layout: Layout, suffix: str) -> Iterator[Mapping[str, i
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path, specs: Sequence[TensorSpec]) -> Iterator[Callable[[str, Tensor], None]]:
+    """A file of whole tensors that come in any order: ``write(name, tensor)``.
+
+    :raises OSError: there is not enough space.
+    """
+    shard, places = lay_out_file(path.name, specs)
+    with opened(path.parent, Layout([shard], places), "") as descriptors:
+
+        def write(name: str, tensor: Tensor) -> None:
+            write_rows(descriptors[shard.file], places[name], 0, tensor.detach())
+
+        yield write
 
 
 def write_rows(descriptor: int, place: TensorPlace, start: int, rows: Tensor) -> memoryview:

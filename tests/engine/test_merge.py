@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdcore import InputError, Run, Stage, Target
-from kdcore.engine.merge import LazyTensors, merge, source_tensors
+from kdcore.engine.merge import merge, source_tensors
 from kdcore.errors import PluginError
 from kdcore.files import read_json, replacing, write_json
 
@@ -20,6 +20,8 @@ def shards(tmp_path):
     folder.mkdir()
     save_file({"weight": torch.arange(6.0).reshape(3, 2)}, folder / "model-00001-of-00002.safetensors")
     save_file({"bias": torch.ones(3)}, folder / "model-00002-of-00002.safetensors")
+    places = {name: f"model-0000{number}-of-00002.safetensors" for number, name in ((1, "weight"), (2, "bias"))}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
     (folder / "config.json").write_text("{}")
     return folder
 
@@ -51,16 +53,25 @@ def test_a_folder_in_several_files_is_one_source(shards):
     assert tensors["weight"].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_tensors_are_read_when_they_are_asked_for(shards):
-    tensors = LazyTensors(sorted(shards.glob("*.safetensors")))
-    save_file({"bias": torch.zeros(3)}, shards / "model-00002-of-00002.safetensors")
-    assert tensors["bias"].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("reference", ["earlier/student", "{tmp}", "{tmp}/none"])
-def test_a_source_that_is_nothing_is_refused(tmp_path, reference):
-    with pytest.raises(InputError, match=r"neither a finished stage's module nor a folder with \.safetensors files"):
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("earlier/student", "neither a finished stage's module nor a folder with safetensors"),
+        ("{tmp}/none", "neither a finished stage's module nor a folder with safetensors"),
+        ("{tmp}", r"has no \.safetensors file; name a folder that save_pretrained wrote"),
+    ],
+)
+def test_a_source_that_is_nothing_is_refused(tmp_path, reference, reason):
+    with pytest.raises(InputError, match=reason):
         source_tensors(Run(folder=tmp_path), reference.format(tmp=tmp_path))
+
+
+def test_a_merge_is_written_in_the_dtype_of_its_skeleton(tmp_path, shards):
+    made = job(tmp_path, shards, lambda tensors: ((name, tensor.double() / 3) for name, tensor in tensors.items()))
+    made.stage.targets[0] = Target("student", [str(shards)], lambda run: nn.Linear(2, 3).half())
+    merge(made)
+    merged = load_file(tmp_path / "merge" / "models" / "student.safetensors")
+    assert torch.equal(merged["weight"], (torch.arange(6.0, dtype=torch.float64).reshape(3, 2) / 3).half())
 
 
 def test_a_merge_writes_what_it_was_given_and_that_it_is_done(tmp_path, shards):
