@@ -165,6 +165,11 @@ def make_durable(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def whole_lines(path: Path) -> int:
+    """Where the last whole line of a file ends, in bytes: what follows was torn by a kill. 0 where there is no file."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+
 class JsonLines:
     """An append-only file of JSON lines that can be cut back to an earlier offset.
 

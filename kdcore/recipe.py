@@ -296,7 +296,8 @@ class Stage:
         validation, with the modules that ``build`` gives). It is called again where they are evaluated, so it keeps
         what it found with ``run.remember``.
     :param loop: ``loop(run, stage, models, folder)`` owns the training, resumes from its own checkpoints in
-        ``folder``, honours ``run.limit`` and returns metrics.
+        ``folder / "checkpoints"``, which is removed when the stage is done, honours ``run.limit``, gives ``run.record``
+        what is to be plotted, and returns metrics, which stand in the reports beside those of the test.
     :param build: ``build(run)`` returns module name to module; seeded, so that every arm starts alike.
     :param save: ``save(run, models, folder)`` writes the subject for its users; default ``save_pretrained``.
     :param usage: Markdown for the model card that shows how to load the saved subject; ``{folder}`` is its path.
@@ -305,7 +306,7 @@ class Stage:
     :param prepare: ``prepare(run, models, batch)`` draws what teacher and student share (noise, mixup, negatives)
         and returns fields to add to the batch; on device, without gradient.
     :param counts: ``counts(batch)`` returns {name: number} for terms with ``per``.
-    :param steps: optimiser steps of one round.
+    :param steps: optimiser steps of one round; of a ``loop`` only what its progress bar says.
     :param epochs: passes over the pool in one round, where ``steps`` is not given.
     :param batch_size: examples per optimiser step, over all micro-batches and ranks.
     :param accumulate: micro-batches per step.

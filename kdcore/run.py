@@ -49,6 +49,7 @@ class Run:
     :ivar rank: this process among ``world``.
     :ivar demo: True when the user named no data.
     :ivar teachers: the stage's teachers; use `teacher`.
+    :ivar recorder: the log of a stage that owns its loop; use `record`.
     :ivar memo: a dictionary that lives as long as this object, for what a hook need not compute twice.
     """
 
@@ -85,6 +86,7 @@ class Run:
         self.stage_folders: dict[str, Path] = {}
         self._module: StepModule | None = None
         self.teachers: StageTeachers | None = None
+        self.recorder: Callable[[int, Mapping[str, float]], None] | None = None
 
     # Randomness
 
@@ -248,6 +250,18 @@ class Run:
                         write_json(path, {**_read_facts(path), key: facts[key]})
             value: T = facts[key]
             return value
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Log one step of a stage's own ``loop``: a line of its ``metrics.jsonl``, from which the report draws a curve
+        of each name, the trackers, and the progress bar. A step that is recorded again, after a resume, counts once.
+
+        :param step: from 1.
+        :raises PluginError: no loop is running; the engine records its own turns.
+        """
+        if self.recorder is None:
+            raise PluginError("run.record is called outside of a stage's own loop")
+        self.step = step
+        self.recorder(step, values)
 
     def log(self, message: str) -> None:
         """Write one line to the run's event log (and to the terminal with ``--debug``)."""

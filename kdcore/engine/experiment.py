@@ -314,7 +314,7 @@ class Experiment:
                 {
                     "subject": subject,
                     "split": "test",
-                    "metrics": metrics_to_json(metrics),
+                    "metrics": self._with_those_of_the_loop(stage, folder, metrics_to_json(metrics)),
                     "parameters": sum(p.numel() for p in model.parameters()),
                     "bytes": sum(path.stat().st_size for path in student_folder.rglob("*.safetensors")),
                     "path": student_folder.relative_to(self.folder).as_posix(),
@@ -323,6 +323,17 @@ class Experiment:
         if self.accelerator.is_main_process:
             write_json(run.folder / "evaluation.json", {"rows": rows})
         self.accelerator.wait_for_everyone()
+
+    def _with_those_of_the_loop(self, stage: Stage, folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of the test with those that the stage's own loop returned."""
+        if stage.loop is None:
+            return metrics
+        returned = read_json(folder / "done.json")["metrics"]
+        twice = sorted(returned.keys() & metrics.keys())
+        if twice:
+            both = f"evaluate and of the loop of stage {stage.name!r}"
+            raise PluginError(f"{twice[0]!r} is a metric of {both}: rename one")
+        return {**metrics, **returned}
 
     @contextmanager
     def _as_in_training(self, run: Run, subject: str, model: torch.nn.Module) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,15 +13,16 @@ import torch
 from attrs import evolve, frozen
 from safetensors.torch import save_model
 
-from kdcore.engine.evaluation import checked_metrics
+from kdcore.engine.evaluation import checked_metrics, metrics_to_json
 from kdcore.engine.merge import merge, targets_of
 from kdcore.engine.models import Models, StepModule, hash_weights
 from kdcore.engine.processes import released
 from kdcore.engine.progress import Progress
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.engine.sharding import is_sharded, load_weights, save_weights
+from kdcore.engine.step_log import LoopLog
 from kdcore.errors import InputError, PluginError, blaming
-from kdcore.files import replacing, write_json
+from kdcore.files import JsonLines, replacing, whole_lines, write_json
 from kdcore.recipe import Recipe, Stage
 from kdcore.teachers.stage_teachers import StageTeachers
 
@@ -190,6 +192,7 @@ def run_stage(job: StageJob) -> None:
                 _run_loop(job)
     finally:
         job.run.attach(None)
+        job.run.recorder = None
         job.run.teachers = None
         job.teachers.release()
         job.accelerator.free_memory()
@@ -209,13 +212,21 @@ def _run_loop(job: StageJob) -> None:
     initial = hash_weights(module)
     models = Models(module.models)
     job.run.attach(module)
-    with released():
+    path, writes = job.folder / "metrics.jsonl", job.run.rank == 0
+    total = min((steps for steps in (job.stage.steps, job.run.limit) if steps), default=None)
+    with (
+        JsonLines(path, whole_lines(path), writes=writes) as lines,
+        job.progress.bar(job.title, total) as bar,
+        released(),
+    ):
+        job.run.recorder = LoopLog(job, lines, bar).add
         metrics = job.stage.loop(job.run, job.stage, models, job.folder)
-    checked = checked_metrics(metrics, f"the loop of stage {job.stage.name!r}")
-    figures = {name: metric.value for name, metric in checked.items()}
+    figures = metrics_to_json(checked_metrics(metrics, f"the loop of stage {job.stage.name!r}"))
     job.save(models)
     done = {"initial_hash": initial, "weights_hash": hash_weights(module), "order_hash": "", "metrics": figures}
     job.finish({"steps": job.run.step, "round_steps": [], "seconds": 0.0, **done})
+    if job.run.rank == 0:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
 
 
 def load_subject(run: Run, stage: Stage, folder: Path, subject: str) -> torch.nn.Module:

@@ -14,6 +14,7 @@ from kdcore.files import JsonLines
 
 if TYPE_CHECKING:
     from kdcore.engine.checkpoint import TrainingState
+    from kdcore.engine.progress import Bar
     from kdcore.engine.stages import StageJob
 
 
@@ -92,3 +93,24 @@ class StepLog:
                 f"stage {self.job.stage.name!r}: {what} is not finite at step {step} or shortly before; "
                 "lower the learning rate, or check the data, the loss weights and the teacher's outputs"
             )
+
+
+class LoopLog:
+    """The log of a stage that owns its loop: what the loop gives to `Run.record`.
+
+    :param metrics: the stage's ``metrics.jsonl``.
+    :param bar: moves on with every step.
+    """
+
+    def __init__(self, job: StageJob, metrics: JsonLines, bar: Bar) -> None:
+        self.job, self._metrics, self._bar = job, metrics, bar
+        self._begun = False
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Run.record`."""
+        self._metrics.append({"step": step, "split": "train", "terms": dict(values)})
+        self.job.track({f"train/{name}": value for name, value in values.items()}, step)
+        if not self._begun:
+            self._begun = True
+            self._bar.start_at(step - 1)
+        self._bar.advance(1, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))

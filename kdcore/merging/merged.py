@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from kdcore.engine.seeds import derive
-from kdcore.merging.lazy import LazyTensor, Pool, Stored, chunks
+from kdcore.merging.lazy import LazyTensor, Pool, Stored, chunks, row_elements
 from kdcore.merging.registry import METHODS, Combine, Method, Piece, Pieces, Values
 
 __all__ = ["Merged", "Restacked", "merge_tensors"]
 
 T = TypeVar("T")
+
+SAMPLE = 2**18
+RUNS = 256
 
 
 class Merged(LazyTensor):
@@ -56,13 +59,21 @@ class Merged(LazyTensor):
         def over(function: Callable[[Piece], T]) -> Iterator[T]:
             return pool(lambda place: function(self._piece(*place)[0]), bounds)
 
-        self._combine = self._method.plan(Pieces(over, math.prod(self.shape)), self._values)
+        self._combine = self._method.plan(Pieces(over, math.prod(self.shape), self._sample), self._values)
 
     def rows(self, start: int, stop: int) -> Tensor:
         piece, base = self._piece(start, stop)
         assert self._combine is not None
         merged = self._combine(piece)
         return merged if base is None else merged.add_(base)
+
+    def _sample(self) -> list[Tensor]:
+        """About `SAMPLE` entries of each source, in runs of rows at equal distances."""
+        rows = self.shape[0] if self.shape else 1
+        run = max(1, SAMPLE // RUNS // max(1, row_elements(self.shape)))
+        starts = range(0, rows, max(run, rows // RUNS))
+        pieces = [self._piece(start, min(start + run, rows))[0].tensors for start in starts]
+        return [torch.cat([tensor.reshape(-1) for tensor in each]) for each in zip(*pieces, strict=True)]
 
     def _piece(self, start: int, stop: int) -> tuple[Piece, Tensor | None]:
         base = None if self._base is None else self._base.rows(start, stop).to(self.dtype)

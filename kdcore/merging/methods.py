@@ -187,7 +187,8 @@ def kept(size: int, density: float) -> int:
 
 def trim(delta: Tensor, threshold: float) -> Tensor:
     """Keep entries whose magnitude is at least the threshold (TIES, Yadav et al. 2023, arXiv 2306.01708, step 1)."""
-    return delta * (delta.abs() >= threshold)
+    below = torch.nextafter(torch.tensor(threshold, dtype=delta.dtype), torch.tensor(-math.inf, dtype=delta.dtype))
+    return torch.nn.functional.hardshrink(delta, below.item())
 
 
 def breadcrumbs(delta: Tensor, low: float, high: float) -> Tensor:
@@ -206,7 +207,7 @@ def drop(delta: Tensor, probability: Tensor | float, uniform: Tensor, *, rescale
     :param probability: of keeping, a number or of the tensor's shape.
     :param uniform: uniform in [0, 1), of the tensor's shape.
     """
-    dropped = delta * (uniform < probability)
+    dropped = delta * _is_positive(probability - uniform)
     return dropped / probability if rescale and not _is_zero(probability) else dropped
 
 
@@ -238,12 +239,19 @@ def ties(deltas: Sequence[Tensor], weights: Sequence[float], *, normalize: bool 
     :param weights: K numbers.
     """
     weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
-    positive = linear(weighted, [1.0] * len(weighted)) >= 0
-    merged, divisor = torch.zeros_like(weighted[0]), torch.zeros_like(weighted[0])
+    sign = torch.ones_like(weighted[0]).copysign_(linear(weighted, [1.0] * len(weighted)))
+    merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
     for delta, weight in zip(weighted, weights):
-        agrees = torch.where(positive, delta > 0, delta < 0)
-        merged.add_(delta * agrees)
-        divisor.add_(agrees, alpha=weight)
+        agreeing = torch.relu(delta * sign)
+        merged.add_(agreeing)
+        divisor.add_(_is_positive(agreeing), alpha=weight)
+    merged.mul_(sign)
     if not normalize:
         return merged
-    return merged / divisor.masked_fill_(divisor == 0, 1)
+    smallest = min(weights)
+    return merged / (divisor.clamp_min_(smallest) if smallest > 0 else divisor.masked_fill_(divisor == 0, 1))
+
+
+def _is_positive(tensor: Tensor) -> Tensor:
+    """1 where an entry is positive, else 0; as numbers, since torch is slow with masks on a CPU."""
+    return torch.relu(tensor).sign_()

@@ -76,10 +76,12 @@ class Pieces:
 
     :ivar over: ``over(function)`` gives the function's results for all pieces, in order.
     :ivar elements: of one source.
+    :ivar sample: ``sample()`` is some entries of each source, spread over the whole.
     """
 
     over: Callable[[Callable[[Piece], Any]], Iterator[Any]]
     elements: int
+    sample: Callable[[], Sequence[Tensor]]
 
 
 Combine = Callable[[Piece], Tensor]
@@ -261,7 +263,9 @@ def _bounds(keep: Keep, pieces: Pieces, values: Values) -> list[list[float]]:
         outliers = min(int(source["gamma"] * pieces.elements), pieces.elements - count) if keep == "middle" else 0
         wanted = [count + outliers, outliers + 1] if keep == "middle" else [count]
         ranks.append(wanted if count and source["density"] < 1 else [0 for _ in wanted])
-    found = largest_magnitudes(lambda count: pieces.over(lambda piece: count(piece.tensors)), ranks)
+    found = largest_magnitudes(
+        lambda look: pieces.over(lambda piece: look(piece.tensors)), ranks, pieces.elements, pieces.sample
+    )
     return found if keep == "magnitude" else [[low, _just_above(high)] for low, high in found]
 
 

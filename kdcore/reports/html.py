@@ -118,13 +118,10 @@ def _loss_plots(run: RunFolder, records: Records) -> list[Plot]:
         if len(panels) == 2 and "loss" in panels:
             panels.popitem()
         if panels:
-            legend = seeds_in_words(arms)
-            found.append(
-                Plot(
-                    images(run, panels),
-                    f"Training loss in stage “{stage}”{_terms_in_words(panels)}. {legend}",
-                )
-            )
+            what = f"Training loss in stage “{stage}”{_terms_in_words(panels)}"
+            if "loss" not in panels:
+                what = f"What the loop of stage “{stage}” recorded of its steps"
+            found.append(Plot(images(run, panels), f"{what}. {seeds_in_words(arms)}"))
     return found
 
 

@@ -93,7 +93,8 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]]) -> str
 def _draw(axis: Axes, title: str, curves: Sequence[Curve], arms: Sequence[str], along: str) -> None:
     for curve in curves:
         index = arms.index(curve.label) if curve.label in arms else 0
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+        turn, colour = divmod(index, len(COLOURS))
+        style: dict[str, Any] = {"color": COLOURS[colour], "linestyle": DASHES[(colour + turn) % len(DASHES)]}
         binned = [_binned(steps, values) for steps, values in curve.seeds if len(steps)]
         if not binned:
             continue

@@ -1,5 +1,6 @@
 """Stages that own their loop, and merge stages whose targets a search finds."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from kdcore.config import read_run
 from kdcore.engine.experiment import execute as run
 from kdcore.errors import InputError, PluginError, RunError
 from kdcore.files import read_json
+from kdcore.reports.folder import read_metrics
+from kdcore.reports.summary import number
 
 METHODS = Path(__file__).parents[1] / "methods"
 
@@ -25,7 +28,8 @@ def methods_can_be_imported(monkeypatch):
 def test_a_loop_has_its_own_accelerator_and_reaches_the_stages_teachers(execute):
     folder = execute(plugins=(OWN_LOOP,), precision="no") / "arms" / "distill" / "seed-0"
     done = read_json(folder / "train" / "done.json")
-    assert done["metrics"]["loss"] > 0
+    assert done["metrics"]["last"]["value"] > 0
+    assert done["steps"] == 3
     assert done["weights_hash"] != done["initial_hash"]
     trained, merged = (load_file(folder / stage / "models" / "student.safetensors") for stage in ("train", "merge"))
     assert all(torch.equal(merged[name], tensor * 0.5) for name, tensor in trained.items())
@@ -34,13 +38,55 @@ def test_a_loop_has_its_own_accelerator_and_reaches_the_stages_teachers(execute)
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('return [Metric("loss", loss.item(), "lower")]', "return None", "gave a NoneType; return a list of Metric"),
-        ("loss.item()", 'float("nan")', r"loss \(the loop of stage 'train'\) is nan"),
+        ('return [Metric("last", loss.item(), "lower")]', "return None", "gave a NoneType; return a list of Metric"),
+        ('"last", loss.item()', '"last", float("nan")', r"last \(the loop of stage 'train'\) is nan"),
     ],
 )
 def test_what_a_loop_returns_is_checked(execute, variant, old, new, words):
     with pytest.raises((PluginError, RunError), match=words):
         execute(plugins=(variant({old: new}, OWN_LOOP),))
+
+
+def test_what_a_loop_records_and_returns_stands_in_the_reports(execute):
+    folder = execute("merge=false", plugins=(OWN_LOOP,))
+    metrics = folder / "arms" / "distill" / "seed-0" / "train" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [(line["step"], line["split"], [*line["terms"]]) for line in lines] == [
+        (step, "train", ["loss of the loop"]) for step in (1, 2, 3)
+    ]
+    [row] = read_json(folder / "arms" / "distill" / "seed-0" / "evaluation.json")["rows"]
+    assert row["metrics"]["last"] == {
+        "value": lines[-1]["terms"]["loss of the loop"],
+        "better": "lower",
+        "samples": None,
+    }
+    assert row["metrics"]["accuracy"]["samples"]
+    page = (folder / "report.html").read_text()
+    assert "What the loop of stage “train” recorded of its steps" in page
+    first, last = (number(lines[place]["terms"]["loss of the loop"]) for place in (0, -1))
+    assert f"loss of the loop: distill {first} to {last}" in page
+
+
+def test_a_metric_of_the_loop_and_of_the_test_have_different_names(execute, variant):
+    with pytest.raises(PluginError, match="'accuracy' is a metric of evaluate and of the loop of stage 'train'"):
+        execute("merge=false", plugins=(variant({'Metric("last"': 'Metric("accuracy"'}, OWN_LOOP),))
+
+
+def test_a_torn_line_of_a_killed_loop_is_cut_off_and_a_step_recorded_again_counts_once(execute):
+    folder = execute("merge=false", plugins=(OWN_LOOP,))
+    arm = folder / "arms" / "distill" / "seed-0"
+    before = read_metrics(arm / "train" / "metrics.jsonl")
+    (arm / "evaluation.json").unlink()
+    (arm / "train" / "done.json").unlink()
+    with (arm / "train" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "spl')
+    run(read_run(folder), resume=folder)
+    assert read_metrics(arm / "train" / "metrics.jsonl") == before
+
+
+def test_only_a_loop_records(tmp_path):
+    with pytest.raises(PluginError, match=r"run\.record is called outside of a stage's own loop"):
+        Run(folder=tmp_path).record(1, {"loss": 0.5})
 
 
 def test_the_teachers_of_a_loop_cannot_be_kept_from_an_automatic_control(execute):

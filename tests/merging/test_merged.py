@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore.merging import lazy
+from kdcore.merging import lazy, selection
 from kdcore.merging.lazy import LazyTensor, Stored, chunks
 from kdcore.merging.merged import Merged, Restacked, merge_tensors
 from kdcore.merging.registry import METHODS, Pieces
@@ -347,7 +347,7 @@ def test_where_all_is_kept_nothing_is_measured(name: str) -> None:
     def over(function: Callable[[Any], Any]) -> Iterator[Any]:
         raise AssertionError
 
-    METHODS[name].plan(Pieces(over, 100), METHODS[name].values({}, 2))
+    METHODS[name].plan(Pieces(over, 100, list), METHODS[name].values({}, 2))
 
 
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
@@ -547,3 +547,13 @@ def test_chunks_cover_all_rows_once(monkeypatch: pytest.MonkeyPatch, shape: tupl
     assert bounds
     per_row = math.prod(shape[1:])
     assert all((stop - start) * per_row <= size or stop - start == 1 for start, stop in bounds)
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs_ties"])
+@pytest.mark.parametrize("shape", [(3000, 70), (210_000,), (3, 70_000)])
+def test_a_large_tensor_is_merged_as_a_small_one(monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, *sources = (torch.randn(shape, generator=generator) for _ in range(4))
+    small = merge_tensors(name, sources, base, density=0.3)
+    monkeypatch.setattr(selection, "WHOLE", 0)
+    assert torch.equal(merge_tensors(name, sources, base, density=0.3), small)

@@ -22,6 +22,7 @@ class Loop:
     """A loop of its own, then the mean of its weights and of where they began."""
 
     search: bool = option(False, "let a search find the targets")
+    merge: bool = option(True, "merge after the loop")
 
     @hookimpl
     def recipe(self, run):
@@ -33,6 +34,7 @@ class Loop:
                 teachers=teachers,
                 loop=self.loop,
                 data=Data(item=item),
+                steps=3,
             )
         ]
         fixed = [Target("student", ["train/student"], skeleton, {"scale": 0.5})]
@@ -45,7 +47,7 @@ class Loop:
                 build=lambda run: {"student": run.load(skeleton(run), "train/student")},
             )
         )
-        return Recipe(data=splits, headline="accuracy", identity=("text",), stages=stages)
+        return Recipe(data=splits, headline="accuracy", identity=("text",), stages=stages if self.merge else stages[:1])
 
     def loop(self, run, stage, models, folder):
         accelerator = Accelerator(mixed_precision="bf16", cpu=True)
@@ -54,12 +56,13 @@ class Loop:
         batch = Batch(pad([item(e) for e in examples]), examples)
         with torch.no_grad():
             target = functional.softmax(run.teacher("large")(batch["words"], batch.mask("words")), -1)
-        for run.step in range(1, 4):
+        for step in range(1, 4):
             loss = functional.cross_entropy(model(batch["words"], batch.mask("words")).float(), target)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-        return [Metric("loss", loss.item(), "lower")]
+            run.record(step, {"loss of the loop": loss.item()})
+        return [Metric("last", loss.item(), "lower")]
 
     def found(self, run, models):
         def search():

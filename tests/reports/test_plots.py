@@ -36,6 +36,13 @@ def test_a_panel_names_its_arms_and_is_the_same_again():
     assert uri == panel("loss $x", curves, ["distill", "control"])
 
 
+def test_as_many_arms_as_a_report_has_are_told_apart():
+    arms = [f"arm-{number}" for number in range(12)]
+    text = svg(panel("loss", [Curve(arm, [([1, 2], [1.0, 0.5])]) for arm in arms], arms))
+    drawn = re.findall(r"clip-path=\"[^\"]*\" style=\"fill: none; ([^\"]*stroke-width: 1\.8[^\"]*)\"", text)
+    assert len(drawn) == len(set(drawn)) == 12
+
+
 def test_intervals_beside_zero_are_coloured_apart():
     colours = re.compile(r"stroke: (#\w{6}|currentColor); stroke-width: 2\.5")
     text = svg(forest([("a", 2.0, 1.0, 3.0), ("b", -2.0, -3.0, -1.0), ("c", 0.5, -1.0, 2.0), ("d", 1.0, None, None)]))
