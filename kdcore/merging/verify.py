@@ -66,6 +66,9 @@ def verify(
     names = [output.name for output in job.outputs]
     if foreign := sorted({*written} ^ {*names}):
         raise InputError(f"{out}: {foreign[0]} is {'not in' if foreign[0] in names else 'no part of'} the merge")
+    for shard in job.layout.shards:
+        if not _begins_with(out / shard.file, shard.header):
+            raise InputError(f"{out / shard.file}: is not the file that the plan gives; merge again with --force")
     compared = beyond = 0
     worst, where = 0.0, ""
     for output in job.outputs:
@@ -95,6 +98,13 @@ def verify(
     if beyond > ALLOWED * max(1, compared):
         raise InputError(f"{out}: {beyond} of {compared} entries are not what the plan gives, most so in {where}")
     return Verification(len(names), compared, beyond, worst, where)
+
+
+def _begins_with(path: Path, header: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header
 
 
 def _sample(output: Output) -> list[tuple[int, int]]:
