@@ -49,6 +49,7 @@ class Folded(LazyTensor):
         if weight.shape != shape:
             raise ValueError(f"is {weight.shape}, its adapter {shape}")
         self._weight, self._update = weight, update
+        self.inputs = (weight,)
         self.shape, self.dtype = weight.shape, weight.dtype
 
     def rows(self, start: int, stop: int) -> Tensor:

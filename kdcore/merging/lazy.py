@@ -37,10 +37,12 @@ class LazyTensor(ABC):
 
     :ivar shape: of the whole.
     :ivar dtype: of what ``rows`` gives: float32 or float64 for floating weights, otherwise as stored.
+    :ivar inputs: what it is computed of.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    inputs: Sequence[LazyTensor] = ()
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:

@@ -42,17 +42,17 @@ class Merged(LazyTensor):
     ) -> None:
         self._method, self._values, self._sources, self._base = method, values, sources, base
         self._seed, self._name = seed, name
-        self._inputs = [*sources] if base is None else [base, *sources]
+        self.inputs = [*sources] if base is None else [base, *sources]
         self.shape = sources[0].shape
-        self.dtype = self._inputs[0].dtype
-        for each in self._inputs[1:]:
+        self.dtype = self.inputs[0].dtype
+        for each in self.inputs[1:]:
             self.dtype = torch.promote_types(self.dtype, each.dtype)
         self._combine: Combine | None = None
 
     def prepare(self, pool: Pool) -> None:
         if self._combine is not None:
             return
-        for each in self._inputs:
+        for each in self.inputs:
             each.prepare(pool)
         bounds = chunks(self.shape)
 
@@ -103,6 +103,7 @@ class Restacked(LazyTensor):
 
     def __init__(self, tensor: LazyTensor, places: Tensor, other: LazyTensor) -> None:
         self._tensor, self._places, self._other = tensor, places, other
+        self.inputs = (tensor, other)
         self.shape = (len(places), *tensor.shape[1:])
         self.dtype = torch.promote_types(tensor.dtype, other.dtype)
 

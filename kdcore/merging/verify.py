@@ -14,15 +14,17 @@ from kdcore.files import read_json
 from kdcore.merging.carry import RECORD
 from kdcore.merging.checkpoint import Checkpoint
 from kdcore.merging.graph import Graph, Output
-from kdcore.merging.lazy import chunks
+from kdcore.merging.lazy import LazyTensor, chunks
 from kdcore.merging.plan import Plan
 from kdcore.merging.stream import Job, Threads, digest_of
 
 __all__ = ["Verification", "verify"]
 
 ALLOWED = 1e-3
-"""The share of entries that may be off by more than one step of their dtype: where methods choose between entries, a
-tie may fall either way."""
+"""The share of entries that may be further off than rounding explains: where methods choose between entries, a tie may
+fall either way."""
+WORKING = 16 * torch.finfo(torch.float32).eps
+"""What rounding in float32 may make of the largest numbers that a tensor is computed of."""
 
 
 @frozen
@@ -31,7 +33,8 @@ class Verification:
 
     :ivar tensors: how many there are; all have the checksums that they were written with.
     :ivar compared: entries computed anew in float64.
-    :ivar beyond: those of them that are further off than one step of the dtype (one unit in the last place).
+    :ivar beyond: those of them that are further off than rounding explains: one step of the dtype (one unit in the last
+        place), or a few of float32 at the largest magnitude of what they are computed of.
     :ivar worst: the largest distance, in such steps, and the tensor where it is.
     """
 
@@ -61,7 +64,9 @@ def verify(
     record = read_json(out / RECORD)
     graph = Graph(plan, device, exact=True)
     job = Job.of(graph)
-    digests = record.get("tensors", {}) if isinstance(record, dict) else {}
+    digests = record.get("tensors") if isinstance(record, dict) else None
+    if not isinstance(digests, dict):
+        raise InputError(f"{out / RECORD}: has no checksums of tensors; merge again with --force")
     written = Checkpoint(out)
     names = [output.name for output in job.outputs]
     if foreign := sorted({*written} ^ {*names}):
@@ -89,7 +94,7 @@ def verify(
                 found = tensor if not tensor.shape else tensor[slice(*bounds)]
                 if not torch.isfinite(found).all() and torch.isfinite(rows).all():
                     raise InputError(f"{out}: {output.name} holds what is no number; use a wider dtype")
-                steps = _steps(found, rows)
+                steps = _steps(found, rows, _scale(output.lazy, bounds))
                 compared += steps.numel()
                 beyond += int((steps > 1).sum())
                 if steps.numel() and steps.max().item() > worst:
@@ -112,11 +117,18 @@ def _sample(output: Output) -> list[tuple[int, int]]:
     return [pieces[index] for index in sorted({0, len(pieces) // 2, len(pieces) - 1})] if pieces else []
 
 
-def _steps(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """The distance in steps of the dtype at that magnitude."""
+def _scale(lazy: LazyTensor, bounds: tuple[int, int]) -> float:
+    """The magnitude of the largest numbers in some rows of a tensor and of all that it is computed of."""
+    rows = lazy.rows(*bounds)
+    largest = rows.abs().max().item() if rows.numel() else 0.0
+    return largest + sum(_scale(each, bounds) for each in lazy.inputs)
+
+
+def _steps(found: torch.Tensor, exact: torch.Tensor, scale: float) -> torch.Tensor:
+    """The distance in steps of the dtype at that magnitude, or of float32 at ``scale`` where those are larger."""
     limits = torch.finfo(found.dtype)
     exact = exact.cpu()
     magnitude = exact.abs().clamp_min(limits.smallest_normal)
-    step = torch.exp2(magnitude.log2().floor()) * limits.eps
+    step = (torch.exp2(magnitude.log2().floor()) * limits.eps).clamp_min(scale * WORKING)
     distance = (found.double() - exact).abs()
     return torch.nan_to_num(distance / step, nan=0.0)
