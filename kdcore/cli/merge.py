@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcore.cli import HELP_OPTION, debug_option
+from kdcore.errors import InputError
 
 if TYPE_CHECKING:
     from kdcore.merging.merge import Estimate
@@ -22,14 +23,17 @@ A plan (merge.toml):
   pretrained = "models/pretrained"
   instruct = "models/instruct"
   reasoning = "models/reasoning"
+
 \b
   [merges.middle]
   method = "linear"
   sources = ["instruct", "reasoning"]
+
 \b
   [merges.balanced]
   method = "linear"
   sources = [{ model = "middle", weight = 0.6 }, { model = "pretrained", weight = 0.4 }]
+
 \b
 Examples:
   kdcore merge merge.toml --dry-run
@@ -64,6 +68,10 @@ def merge(
     from kdcore.merging import merge as merging
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.ones(1, device=where).cpu()
+    except Exception:  # of many kinds
+        raise InputError(f"--device {where}: torch sees no such device here; use --device cpu") from None
     if dry_run:
         _show(read, merging.estimate(read, device=where, threads=threads))
         return

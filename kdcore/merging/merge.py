@@ -43,7 +43,7 @@ def merge(
     :param out: the folder to write. Until all is done, what there is lies in ``OUT.unfinished``.
     :param device: where to compute.
     :param threads: that compute and write; by default one a processor.
-    :param force: replace an earlier merge.
+    :param force: replace an earlier merge, be it this one.
     :returns: the folder.
     :raises InputError: the models do not fit together, or something is in the way.
     :raises OSError: the disk is full; what is done is kept.
@@ -51,7 +51,7 @@ def merge(
     progress = progress or Progress(quiet=True)
     graph = Graph(plan, device)
     job = Job.of(graph)
-    if _is_done(out, job):
+    if not force and _is_done(out, job):
         _remove_traces(out)
         progress.line(f"{out}: is this merge already")
         return out

@@ -68,7 +68,7 @@ class Vocabulary:
         if not (self.is_there and other.is_there) or self._digest == other._digest:
             return ""
         mine, theirs = self.tokens, other.tokens
-        for token, _ in sorted(mine.items() | theirs.items(), key=lambda item: item[1]):
+        for token, _ in sorted(mine.items() | theirs.items(), key=lambda item: item[::-1]):
             if mine.get(token) != theirs.get(token):
                 places = [f"row {found[token]}" if token in found else "missing" for found in (mine, theirs)]
                 return f"token {token!r} is {places[0]} here and {places[1]} there"
