@@ -20,6 +20,7 @@ from kdcore.merging.lazy import LazyTensor
 __all__ = ["Adapter", "Folded"]
 
 PREFIX = "base_model.model."
+BASE_LAYER = ".base_layer."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 
 
@@ -62,7 +63,7 @@ class Adapter:
     :param folder: as peft saves it.
     :ivar path: its file of weights.
     :ivar updates: by the name of the weight.
-    :ivar replaced: whole tensors that were trained beside, by name.
+    :ivar replaced: whole tensors that were trained beside, by name; updates of them come on top.
     :raises InputError: it is no LoRA adapter in safetensors, or of a kind that cannot be folded.
     """
 
@@ -82,9 +83,10 @@ class Adapter:
         for name, tensor in tensors.items():
             if "lora_magnitude" in name:
                 raise InputError(f"{folder}: is a DoRA adapter, which cannot be folded; merge it with peft first")
-            found = FACTOR.fullmatch(name.removeprefix(PREFIX))
+            own = name.removeprefix(PREFIX)
+            found = FACTOR.fullmatch(own)
             if found is None:
-                self.replaced[name.removeprefix(PREFIX)] = tensor
+                self.replaced[own.replace(BASE_LAYER, ".")] = tensor
             else:
                 key = found["module"]
                 factors.setdefault(key, {})[f"{found['embedding'] or ''}{found['side']}"] = tensor
@@ -101,7 +103,24 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise InputError(
             f"{path}: is not of a LoRA adapter, the only kind that can be folded; merge it with peft first"
         )
+    if not _is_number(config.get("lora_alpha", 0)):
+        raise InputError(f"{path}: lora_alpha must be a number; restore the file")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(_is_pattern(key) and _is_number(patterns[key]) for key in patterns):
+        raise InputError(f"{path}: alpha_pattern must be an object of patterns and numbers; restore the file")
     return config
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _update(folder: Path, config: Mapping[str, Any], module: str, sides: Mapping[str, Tensor]) -> LowRank:

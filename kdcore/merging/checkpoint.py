@@ -39,13 +39,13 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.folder = path if path.is_dir() else path.parent
         self.config: Mapping[str, Any] = _json_object(self.folder / "config.json")
-        if "quantization_config" in self.config:
-            raise InputError(f"{path}: its weights are quantised, which cannot be merged; name the unquantised model")
         self.files: list[Path] = []
         self.stems: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}
         for part in _parts(path):
             place = path / part if part else path
+            if "quantization_config" in _json_object(self.folder / part / "config.json"):
+                raise InputError(f"{place}: has quantised weights, which cannot be merged; name the unquantised one")
             files = [path] if path.is_file() else _files(place)
             self.files += files
             self.stems[part] = "model" if path.is_file() else re.split(r"-\d{5}-of-\d{5}", files[0].stem)[0]
@@ -98,8 +98,10 @@ def _parts(path: Path) -> list[str]:
         return [""]
     found = [""] if any(path.glob(f"*{WEIGHTS}")) or any(path.glob(f"*{INDEX}")) else []
     modules = path / "modules.json"
-    names = [module.get("path") for module in read_json(modules)] if modules.is_file() else []
-    names += list(_json_object(path / "model_index.json"))
+    listed = read_json(modules) if modules.is_file() else []
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise InputError(f"{modules}: must hold a list of JSON objects; restore the file")
+    names = [*(module.get("path") for module in listed), *_json_object(path / "model_index.json")]
     for name in names:
         if not isinstance(name, str) or not name:
             continue
@@ -153,6 +155,8 @@ def _mapped(place: Path, files: list[Path]) -> dict[str, Tensor]:
                 names = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: no valid {WEIGHTS} file ({error}); fetch it again") from None
+        if slashed := [name for name in names if "/" in name]:
+            raise InputError(f"{path}: {slashed[0]} has a slash, which names of tensors cannot; rename it")
         if twice := sorted(names.keys() & found.keys()):
             raise InputError(f"{path}: {twice[0]} is in another file too; keep one model in a folder")
         for name in names if expected else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, KeysView, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from attrs import field, frozen
 from kdcore.errors import InputError
 from kdcore.merging.adapters import Adapter, Folded
 from kdcore.merging.checkpoint import Checkpoint, find_model
+from kdcore.merging.heads import embedding_of, is_tied, own_heads
 from kdcore.merging.layers import depth, place_of, stack_sizes
 from kdcore.merging.lazy import LazyTensor, Stored
 from kdcore.merging.merged import Merged, Restacked
 from kdcore.merging.plan import Merge, Plan, Source, setting_at
 from kdcore.merging.registry import METHODS, Values
-from kdcore.merging.vocabulary import EMBEDDINGS, HEADS, Vocabulary, has_row_for_each_token
+from kdcore.merging.vocabulary import HEADS, Vocabulary, has_row_for_each_token
 
 __all__ = ["Graph", "Output"]
 
@@ -70,9 +71,11 @@ class Graph:
     device: torch.device | str = "cpu"
     exact: bool = False
     leaves: dict[str, Leaf] = field(factory=dict, init=False)
-    names: dict[str, list[str]] = field(factory=dict, init=False)
+    names: dict[str, KeysView[str]] = field(factory=dict, init=False)
     layers: dict[str, int] = field(factory=dict, init=False)
     _made: dict[tuple[str, str], LazyTensor] = field(factory=dict, init=False)
+    _sizes: dict[str, dict[str, int]] = field(factory=dict, init=False)
+    _stacks: dict[str, str] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         for name in self.plan.used():
@@ -82,18 +85,20 @@ class Graph:
             checkpoint = Checkpoint(path)
             self.leaves[name] = Leaf(name, checkpoint, Vocabulary(checkpoint.folder), adapter)
         self._check_vocabularies()
+        untied = {head for leaf in self.leaves.values() for head in own_heads(leaf.checkpoint, leaf.adapter)}
         for name, leaf in self.leaves.items():
-            self.names[name] = self._leaf_names(leaf)
+            self._name(name, _leaf_names(leaf, untied))
         for name in self.plan.order():
-            self.names[name] = self._merge_names(name)
+            self._name(name, self._merge_names(name))
 
     def outputs(self) -> list[Output]:
         """The tensors of the result, in the order of the model that it is carried from."""
         written = getattr(torch, self.plan.dtype) if self.plan.dtype else None
+        carrier = self.plan.carrier()
         found = []
         for name in self.names[self.plan.out]:
             lazy = self.tensor(self.plan.out, name)
-            stored = self._stored_dtype(self.plan.out, name)
+            stored = self._stored_dtype(carrier if name in self.names[carrier] else self.plan.out, name)
             dtype = written if written is not None and stored.is_floating_point else stored
             found.append(Output(name, lazy, dtype))
         return found
@@ -167,37 +172,24 @@ class Graph:
 
     def _own_tensor(self, leaf: Leaf, name: str) -> LazyTensor:
         tensors, adapter = leaf.checkpoint, leaf.adapter
-        stored = name if name in tensors else _embedding(tensors)
-        if adapter is not None and name in adapter.replaced:
-            return self._stored(adapter.replaced[name])
-        lazy: LazyTensor = self._stored(tensors[stored])
-        if adapter is not None and stored in adapter.updates:
-            try:
-                return Folded(lazy, adapter.updates[stored])
-            except ValueError as error:
-                raise InputError(
-                    f"{adapter.folder}: {stored} of {leaf.name} {error}; name the model it is of"
-                ) from None
-        return lazy
+        stored = name if name in tensors else embedding_of(tensors)
+        if adapter is None:
+            return self._stored(tensors[stored])
+        changed = name if name in adapter.updates or name in adapter.replaced else stored
+        lazy = self._stored(adapter.replaced.get(changed, tensors[stored]))
+        if changed not in adapter.updates:
+            return lazy
+        try:
+            return Folded(lazy, adapter.updates[changed])
+        except ValueError as error:
+            raise InputError(f"{adapter.folder}: {changed} of {leaf.name} {error}; name the model it is of") from None
 
     def _stored(self, tensor: torch.Tensor) -> Stored:
         return Stored(tensor, self.device, exact=self.exact)
 
-    def _leaf_names(self, leaf: Leaf) -> list[str]:
-        """Its tensors, and an output head that it shares with its embedding where another model has one of its own."""
-        names = [*leaf.checkpoint]
-        if leaf.adapter is not None:
-            foreign = [name for name in {**leaf.adapter.updates, **leaf.adapter.replaced} if name not in names]
-            if foreign:
-                raise InputError(f"{leaf.adapter.folder}: {leaf.name} has no {foreign[0]}; name the model it is of")
-        untied = {head for other in self.leaves.values() for head in HEADS if _has_own_head(other.checkpoint, head)}
-        embedding = _embedding(leaf.checkpoint)
-        for head in HEADS:
-            if head in names and head not in untied and embedding:
-                names.remove(head)
-            elif head not in names and head in untied and embedding and _is_tied(leaf.checkpoint):
-                names.append(head)
-        return names
+    def _name(self, owner: str, names: Sequence[str]) -> None:
+        self.names[owner] = dict.fromkeys(names).keys()
+        self._sizes[owner] = stack_sizes(names)
 
     def _check_vocabularies(self) -> None:
         if self.plan.tokenizer:
@@ -239,12 +231,12 @@ class Graph:
         merge = self.plan.merges[owner]
         if merge.slices[0][0].layers is None:
             order = self.names[merge.base] if merge.base else []
-            return [*dict.fromkeys([*order, *(n for source in merge.slices[0] for n in self.names[source.model])])]
+            return [*order, *(name for source in merge.slices[0] for name in self.names[source.model])]
         return self._names_of_slices(owner)
 
     def _names_of_slices(self, owner: str) -> list[str]:
         merge = self.plan.merges[owner]
-        stack = self._stack(owner)
+        stack = self._stacks[owner] = self._stack(owner)
         first, last = merge.slices[0][0].model, merge.slices[-1][0].model
         before = [name for name in self.names[first] if not _in_stack(name, stack) and _comes_first(name)]
         after = [name for name in self.names[last] if not _in_stack(name, stack) and not _comes_first(name)]
@@ -252,8 +244,8 @@ class Graph:
         layer = 0
         for sources in merge.slices:
             assert sources[0].layers is not None
+            places = [place for name in self.names[sources[0].model] if (place := place_of(name)) is not None]
             for number in range(*sources[0].layers):
-                places = [place for name in self.names[sources[0].model] if (place := place_of(name)) is not None]
                 within += [p.at(layer) for p in places if p.stack == stack and p.layer == number]
                 layer += 1
         self.layers[owner] = layer
@@ -265,7 +257,7 @@ class Graph:
         models = dict.fromkeys(source.model for sources in merge.slices for source in sources)
         stacks = {}
         for model in models:
-            sizes = stack_sizes(self.names[model])
+            sizes = self._sizes[model]
             if len(sizes) > 1:
                 depth_ = self._depth_of(model)
                 sizes = {stack: size for stack, size in sizes.items() if size == depth_} or sizes
@@ -289,9 +281,9 @@ class Graph:
         """The sources of a tensor, the tensor's name in each, and its depth."""
         merge = self.plan.merges[owner]
         if merge.slices[0][0].layers is None:
-            return [(source, name) for source in merge.slices[0]], depth(name, stack_sizes(self.names[owner]))
+            return [(source, name) for source in merge.slices[0]], depth(name, self._sizes[owner])
         place = place_of(name)
-        if place is None or place.stack != self._stack(owner):
+        if place is None or place.stack != self._stacks[owner]:
             return [(source, name) for source in merge.slices[0 if _comes_first(name) else -1]], 0.0
         layer = place.layer
         for sources in merge.slices:
@@ -337,7 +329,7 @@ class Graph:
             leaf = self.leaves[owner]
             if leaf.adapter is not None and name in leaf.adapter.replaced:
                 return leaf.adapter.replaced[name].dtype
-            return leaf.checkpoint[name if name in leaf.checkpoint else _embedding(leaf.checkpoint)].dtype
+            return leaf.checkpoint[name if name in leaf.checkpoint else embedding_of(leaf.checkpoint)].dtype
         merge = self.plan.merges[owner]
         if merge.base and name in self.names[merge.base]:
             return self._stored_dtype(merge.base, name)
@@ -364,22 +356,21 @@ def _values(merge: Merge, sources: Sequence[Source], name: str, position: float)
     return Values(shared, of_sources)
 
 
-def _embedding(tensors: Mapping[str, Any]) -> str:
-    """The name of the one embedding of tokens; empty where there is none, or several."""
-    found = [name for name in tensors if name.endswith(EMBEDDINGS)]
-    return found[0] if len(found) == 1 else ""
-
-
-def _is_tied(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.config.get("tie_word_embeddings", True))
-
-
-def _has_own_head(checkpoint: Checkpoint, head: str) -> bool:
-    """Whether a model has an output head that is no copy of its embedding."""
-    if head not in checkpoint:
-        return False
-    embedding = _embedding(checkpoint)
-    return not (embedding and _is_tied(checkpoint) and torch.equal(checkpoint[head], checkpoint[embedding]))
+def _leaf_names(leaf: Leaf, untied: Collection[str]) -> list[str]:
+    """Its tensors, and an output head that it shares with its embedding where another model has one of its own."""
+    names = [*leaf.checkpoint]
+    embedding = embedding_of(leaf.checkpoint)
+    for head in HEADS:
+        if head in names and head not in untied and embedding:
+            names.remove(head)
+        elif head not in names and head in untied and embedding and is_tied(leaf.checkpoint):
+            names.append(head)
+    if leaf.adapter is not None:
+        known = {*names, *leaf.checkpoint}
+        foreign = [name for name in {**leaf.adapter.updates, **leaf.adapter.replaced} if name not in known]
+        if foreign:
+            raise InputError(f"{leaf.adapter.folder}: {leaf.name} has no {foreign[0]}; name the model it is of")
+    return names
 
 
 def _in_stack(name: str, stack: str) -> bool:

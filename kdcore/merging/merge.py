@@ -16,16 +16,16 @@ from attrs import frozen
 
 from kdcore.engine.progress import Progress
 from kdcore.errors import InputError
-from kdcore.files import locked, make_durable, read_json
+from kdcore.files import locked, make_durable, placed, read_json
 from kdcore.merging.carry import RECORD, carry
 from kdcore.merging.graph import Graph
 from kdcore.merging.lazy import CHUNK, LazyTensor, chunks
 from kdcore.merging.plan import Plan
-from kdcore.merging.stream import Job, Threads, finish, stream
+from kdcore.merging.stream import LOCK, LOG, Job, Threads, finish, stream, tidy
 
 __all__ = ["Estimate", "estimate", "merge", "readable"]
 
-UNFINISHED = ".unfinished"
+UNFINISHED, EARLIER = ".unfinished", ".earlier"
 SAMPLED_SECONDS = 2.0
 
 
@@ -52,23 +52,42 @@ def merge(
     graph = Graph(plan, device)
     job = Job.of(graph)
     if _is_done(out, job):
+        _remove_traces(out)
         progress.line(f"{out}: is this merge already")
         return out
     _refuse_occupied(out, graph, force)
-    unfinished = out.with_name(out.name + UNFINISHED)
-    unfinished.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.realpath(out))
+    unfinished = target.with_name(target.name + UNFINISHED)
+    with placed(out):
+        unfinished.mkdir(parents=True, exist_ok=True)
     with locked(unfinished):
+        tidy(job, unfinished)
         _refuse_full(unfinished, job)
         with progress.bar("merging", job.layout.size, is_bytes=True) as bar, _threads(threads) as pool:
             digests = stream(job, unfinished, pool, bar.advance)
-        carry(graph, job, unfinished, digests, out.resolve().name)
+        carry(graph, job, unfinished, digests, target.name)
         finish(job, unfinished)
         make_durable(unfinished)
-        if out.exists():
-            shutil.rmtree(out)
-        unfinished.replace(out)
-    (out / ".lock").unlink(missing_ok=True)
+        _refuse_occupied(out, graph, force)
+        _replace(target, unfinished)
+    _remove_traces(out)
     return out
+
+
+def _remove_traces(out: Path) -> None:
+    """Remove what only an unfinished merge needs; after that of the folder's name, so that it can be gone on with."""
+    for name in (LOG, LOCK):
+        (out / name).unlink(missing_ok=True)
+
+
+def _replace(target: Path, made: Path) -> None:
+    """Give a folder its place, so that at any moment there is a whole one there, or none."""
+    earlier = target.with_name(target.name + EARLIER)
+    if target.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        target.rename(earlier)
+    made.rename(target)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 @contextmanager
@@ -85,8 +104,9 @@ def _is_done(out: Path, job: Job) -> bool:
 def _refuse_occupied(out: Path, graph: Graph, force: bool) -> None:
     if out.resolve() == Path.cwd():
         raise InputError(f"{out}: is the current folder; name a new one in it")
-    for leaf in graph.leaves.values():
-        source = leaf.checkpoint.folder.resolve()
+    folders = [leaf.checkpoint.folder for leaf in graph.leaves.values()]
+    folders += [leaf.adapter.folder for leaf in graph.leaves.values() if leaf.adapter is not None]
+    for source in (folder.resolve() for folder in folders):
         if out.resolve() == source or source in out.resolve().parents or out.resolve() in source.parents:
             raise InputError(f"{out}: overlaps {source}, which is merged; name another folder")
     if out.is_file():

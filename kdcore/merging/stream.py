@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,13 +27,14 @@ from kdcore.merging.graph import Graph, Output
 from kdcore.merging.lazy import chunks
 from kdcore.merging.shards import Layout, TensorPlace, TensorSpec, lay_out, opened, write_rows
 
-__all__ = ["Job", "Threads", "digest_of", "finish", "stream"]
+__all__ = ["LOCK", "LOG", "Job", "Threads", "digest_of", "finish", "stream", "tidy"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 PART = ".part"
 LOG = "progress.jsonl"
+LOCK = ".lock"
 AHEAD = 16  # tensors that are being written while the next are prepared
 
 
@@ -102,6 +104,19 @@ class Job:
         return cls(outputs, layout, fingerprint)
 
 
+def tidy(job: Job, folder: Path) -> None:
+    """Prepare a folder for `stream`: what is there of another merge goes, what is of this gets its first name again."""
+    _, offset = _progress(folder / LOG, job.fingerprint)
+    for path in [] if offset else folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    for shard in job.layout.shards:
+        if (folder / shard.file).exists():
+            (folder / shard.file).rename(folder / (shard.file + PART))
+
+
 def stream(job: Job, folder: Path, threads: Threads, advance: Callable[[int], None]) -> dict[str, str]:
     """Write all tensors into ``folder``, which may hold a part of them already.
 
@@ -111,15 +126,19 @@ def stream(job: Job, folder: Path, threads: Threads, advance: Callable[[int], No
     :raises OSError: the disk is full; the folder can be gone on with.
     """
     done, offset = _progress(folder / LOG, job.fingerprint)
-    with opened(folder, job.layout, PART) as descriptors, JsonLines(folder / LOG, offset) as log:
+    with (
+        opened(folder, job.layout, PART) as descriptors,
+        JsonLines(folder / LOG, offset) as log,
+        _unwritten() as pending,
+    ):
         if not offset:
             log.append({"merge": job.fingerprint})
         digests: dict[str, str] = {}
-        pending: deque[tuple[TensorPlace, list[Future[bytes]]]] = deque()
 
         def complete() -> None:
-            place, futures = pending.popleft()
+            place, futures = pending[0]
             digest = _combined(future.result() for future in futures)
+            pending.popleft()
             log.append({"tensor": place.spec.name, "digest": digest})
             digests[place.spec.name] = digest
             advance(place.spec.size)
@@ -138,7 +157,20 @@ def stream(job: Job, folder: Path, threads: Threads, advance: Callable[[int], No
                 complete()
         while pending:
             complete()
-    return digests
+    return {output.name: digests[output.name] for output in job.outputs}
+
+
+@contextlib.contextmanager
+def _unwritten() -> Iterator[deque[tuple[TensorPlace, list[Future[bytes]]]]]:
+    """Tensors that are being written; when the block ends, whatever ends it, no thread writes any more."""
+    pending: deque[tuple[TensorPlace, list[Future[bytes]]]] = deque()
+    try:
+        yield pending
+    finally:
+        for _, futures in pending:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
 
 def _write(output: Output, descriptor: int, place: TensorPlace, start: int, stop: int) -> bytes:
@@ -170,12 +202,14 @@ def _progress(path: Path, fingerprint: str) -> tuple[Mapping[str, str], int]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
         if not line.endswith(b"\n"):
             break
-        with contextlib.suppress(ValueError):
+        try:
             entry = json.loads(line)
-            if number == 0 and entry != {"merge": fingerprint}:
-                return {}, 0
-            if number:
-                done[entry["tensor"]] = entry["digest"]
+        except ValueError:
+            entry = None
+        if number == 0 and entry != {"merge": fingerprint}:
+            return {}, 0
+        if isinstance(entry, dict) and {*entry} == {"tensor", "digest"}:
+            done[str(entry["tensor"])] = entry["digest"]
         offset += len(line)
     return done, offset
 
@@ -188,4 +222,3 @@ def finish(job: Job, folder: Path) -> None:
             part.rename(folder / shard.file)
     for name, content in job.layout.indices.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / LOG).unlink(missing_ok=True)
