@@ -22,6 +22,8 @@ import torch
 import xxhash
 from attrs import frozen
 
+from kdcore import __version__
+from kdcore.errors import InputError
 from kdcore.files import JsonLines
 from kdcore.merging.graph import Graph, Output
 from kdcore.merging.lazy import chunks
@@ -96,6 +98,7 @@ class Job:
         layout = lay_out(specs, graph.plan.shard_size, graph.stems())
         files = [path.resolve() for path in graph.files()]
         facts = {
+            "kdcore": __version__,
             "plan": attrs.asdict(graph.plan),
             "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
             "headers": [[shard.file, shard.header.hex()] for shard in layout.shards],
@@ -105,8 +108,14 @@ class Job:
 
 
 def tidy(job: Job, folder: Path) -> None:
-    """Prepare a folder for `stream`: what is there of another merge goes, what is of this gets its first name again."""
+    """Prepare a folder for `stream`: what is there of another merge goes, what is of this gets its first name again.
+
+    :raises InputError: it is no folder of a merge.
+    """
     _, offset = _progress(folder / LOG, job.fingerprint)
+    foreign = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
+    if not (folder / LOG).exists() and foreign not in ([], [LOCK]):
+        raise InputError(f"{folder}: holds what is of no merge ({foreign[-1]}); move it away, or name another --out")
     for path in [] if offset else folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdcore.errors import InputError
 from kdcore.merging import merge as merging
 from kdcore.merging import stream as streaming
 from kdcore.merging.checkpoint import Checkpoint
@@ -288,3 +289,14 @@ def test_when_interrupted_no_thread_writes_any_more(
         streaming.stream(job, tmp_path / "folder", threads, interrupt)
     assert times
     assert max(times) < min(closed)
+
+
+def test_a_folder_of_that_name_that_is_no_merge_is_left_alone(
+    models: dict[str, Path], plan_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    notes = tmp_path / "out.unfinished" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(InputError, match=r"out\.unfinished: holds what is of no merge \(notes\.txt\); move it away"):
+        merge(read_plan(plan_file(models, METHODS["linear"][0])), tmp_path / "out")
+    assert notes.read_text() == "mine"

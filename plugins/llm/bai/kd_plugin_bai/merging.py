@@ -6,32 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-__all__ = ["first_names", "linear", "merged"]
+from kdcore.merging import merge_tensors
+
+__all__ = ["first_names", "merged"]
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-def linear(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """The sum of ``weights[k] * tensors[k]``, added in float32 and cast once to the dtype of the first tensor.
-
-    A tensor of integers (a buffer of positions) is no weight: the first one is returned.
-
-    :param tensors: of one shape.
-    """
-    first = tensors[0]
-    if not first.is_floating_point():
-        return first
-    total = torch.zeros(first.shape, dtype=torch.float32)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total.add_(tensor.float(), alpha=weight)
-    return total.to(first.dtype)
 
 
 def merged(
     sources: Sequence[Tensors], weights: Sequence[float], tied: Mapping[str, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """`linear` of every tensor that the first source has, one at a time, by the first of its names.
+    """The sum of ``weights[k] * sources[k]``, tensor by tensor of the first source, by the first of its names.
 
+    Sums are taken in float32 and cast once, to the dtype of the first source. A tensor of integers (a buffer of
+    positions) is no weight: the first source's is taken.
     A source of weight 0 is not read, so that an unmerged model comes out bit by bit.
 
     :param sources: tensors by name, read when they are touched; tensors of one name have one shape.
@@ -43,7 +31,11 @@ def merged(
         if weight
     ]
     for name in read[0][0]:
-        yield name, linear([source[names[name]] for names, source, _ in read], [weight for _, _, weight in read])
+        tensors = [source[names[name]] for names, source, _ in read]
+        if tensors[0].is_floating_point():
+            yield name, merge_tensors("linear", tensors, weight=[weight for _, _, weight in read], normalize=False)
+        else:
+            yield name, tensors[0]
 
 
 def first_names(model: torch.nn.Module) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
-from kd_plugin_bai.merging import first_names, linear, merged
+from kd_plugin_bai.merging import first_names, merged
 from transformers import GPT2Config, GPT2LMHeadModel
 
 
@@ -27,10 +27,10 @@ def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Te
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_linear_adds_in_float32_and_casts_once(dtype: torch.dtype) -> None:
+def test_sums_are_taken_in_float32_and_casts_once(dtype: torch.dtype) -> None:
     tensors, shares = [weights(seed, dtype)["a"] for seed in range(3)], (0.3, 0.45, 0.25)
     exact = sum(share * tensor.double() for share, tensor in zip(shares, tensors))
-    found = linear(tensors, shares)
+    [(_, found)] = merged([{"a": tensor} for tensor in tensors], shares, {})
     assert found.dtype == dtype
     assert isinstance(exact, torch.Tensor)
     once = 0.5 * torch.finfo(dtype).eps
@@ -42,7 +42,8 @@ def test_linear_adds_in_float32_and_casts_once(dtype: torch.dtype) -> None:
 
 def test_integers_are_copied() -> None:
     positions = torch.arange(5)
-    assert torch.equal(linear([positions, positions + 1], (0.5, 0.5)), positions)
+    [(_, found)] = merged([{"a": positions}, {"a": positions + 1}], (0.5, 0.5), {})
+    assert torch.equal(found, positions)
 
 
 @pytest.mark.parametrize(("share", "alpha"), [(0.5, 0.6), (0.3, 0.8), (1.0, 0.4)])
