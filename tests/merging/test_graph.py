@@ -311,6 +311,20 @@ def test_slices_that_are_not_there(
         merged({"a": llama(1), "b": other}, SLICES)
 
 
+def test_slices_of_the_stack_that_the_configuration_counts(tmp_path: Path, merged: Merged) -> None:
+    """A vision tower beside it comes whole, from the last slice."""
+    models = {}
+    for value, name in enumerate("ab"):
+        tensors = {f"model.layers.{n}.w": torch.full((2,), 10.0 * value + n) for n in range(4)}
+        tensors |= {f"vision.blocks.{n}.w": torch.full((2,), 10.0 * value + n) for n in range(2)}
+        models[name] = save(tmp_path / name, tensors, {"num_hidden_layers": 4})
+    found = merged(models, SLICES)
+    assert [found[f"model.layers.{n}.w"][0] for n in range(6)] == [0, 1, 2, 11, 12, 13]
+    assert [found[f"vision.blocks.{n}.w"][0] for n in range(2)] == [10, 11]
+    assert len(found) == 8
+    assert found.config["num_hidden_layers"] == 6
+
+
 # Models of any kind
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from kdcore.errors import InputError
 from kdcore.merging import merge as merging
@@ -39,8 +39,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def models(llama: Callable[..., Path]) -> dict[str, Path]:
-    return {"a": llama(1, dtype="bfloat16"), "b": llama(2, dtype="float32"), "c": llama(3, dtype="bfloat16")}
+def models(llama: Callable[..., Path], tmp_path: Path) -> dict[str, Path]:
+    """Three models; of the first a copy, to change."""
+    copy = Path(shutil.copytree(llama(1, dtype="bfloat16"), tmp_path / "models" / "a"))
+    return {"a": copy, "b": llama(2, dtype="float32"), "c": llama(3, dtype="bfloat16")}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -250,13 +252,13 @@ def test_a_merge_of_another_plan_is_not_gone_on_with(
 
 
 def test_a_source_that_changed_is_read_again(
-    stopped: Callable[..., Any], whole: Callable[..., Any], models: dict[str, Path], tmp_path: Path
+    stopped: Callable[..., Any], whole: Callable[..., Any], models: dict[str, Path]
 ) -> None:
-    models["a"] = Path(shutil.copytree(models["a"], tmp_path / "copy"))
+    """One of the same name and size."""
     path = models["a"] / "model-00001-of-00004.safetensors"
-    assert path.exists(), [found.name for found in models["a"].iterdir()]
-    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    written, files = stopped(lambda folder: None)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    written, files = stopped(lambda folder: path.write_bytes(content))
     assert files == whole()
     assert len(written) == len(json.loads(files["merge.json"])["tensors"])
 
@@ -266,10 +268,12 @@ def test_when_interrupted_no_thread_writes_any_more(
 ) -> None:
     """A descriptor that is closed may be another file's by then."""
     plan = read_plan(plan_file(models, METHODS["linear"][0]))
+    begun: list[object] = []
     times: list[float] = []
     plain = streaming.write_rows
 
     def slowly(*arguments: Any) -> memoryview:
+        begun.append(arguments)
         time.sleep(0.01)
         content = plain(*arguments)
         times.append(time.monotonic())
@@ -288,6 +292,7 @@ def test_when_interrupted_no_thread_writes_any_more(
     with streaming.Threads(3) as threads, pytest.raises(KeyboardInterrupt):
         streaming.stream(job, tmp_path / "folder", threads, interrupt)
     assert times
+    assert len(times) == len(begun)
     assert max(times) < min(closed)
 
 

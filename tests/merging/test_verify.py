@@ -212,6 +212,17 @@ def test_wrong_numbers_with_right_checksums_are_found_by_float64(
     refuse(check, made, message)
 
 
+def test_in_float32_a_thousandth_is_much(
+    check: Callable[..., Verification], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "merged"
+    check(out, merge_first=True, dtype="float32")
+    rewrite(lambda tensor: tensor * 1.001, EMBEDDING)(out)
+    record = json.loads((out / "merge.json").read_text())
+    monkeypatch.setattr(verifying, "digest_of", lambda descriptor, place, threads: record["tensors"][place.spec.name])
+    refuse(check, out, rf"\d\d\d of 35104 entries are not what the plan gives, most so in {EMBEDDING}", dtype="float32")
+
+
 @pytest.mark.parametrize(
     ("text", "top", "message"),
     [
