@@ -127,11 +127,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         (info / "entry_points.txt").write_text(f"[kdcore.plugins]\n{plugin or name} = {module}:Method\n")
 
     yield write
-    for module in [name for name in sys.modules if name.startswith("kd_plugin_") and name not in before_tests]:
-        del sys.modules[module]
-
-
-before_tests = frozenset(sys.modules)
+    for name, module in [*sys.modules.items()]:
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(site):
+            del sys.modules[name]
 
 
 @pytest.fixture
