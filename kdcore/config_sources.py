@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcore.errors import InputError
+from kdcore.files import read_written
 from kdcore.structure import show, words
 
 if TYPE_CHECKING:
@@ -71,14 +72,9 @@ class ConfigSources:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    text = read_written(file, f"'kdcore config NAME > {file.name}' writes one")
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; 'kdcore config NAME > {file.name}' writes one") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: no valid TOML: {error}") from None
 

@@ -68,6 +68,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error}); restore or delete the file") from None
 
 
+def read_written(path: Path, fix: str) -> str:
+    """The text of a file that a user wrote: UTF-8, with or without a byte order mark, lines ending in a line feed.
+
+    :param fix: what to do where there is no such file.
+    :raises InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {fix}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of ``folder`` when the block ends without an error.

@@ -85,8 +85,6 @@ def merge(
 
 
 def _verify(plan: Plan, out: Path, device: str, threads: int | None) -> None:
-    import os
-
     from kdcore.engine.progress import Progress
     from kdcore.merging.stream import Threads
     from kdcore.merging.verify import verify
@@ -94,7 +92,7 @@ def _verify(plan: Plan, out: Path, device: str, threads: int | None) -> None:
     total = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     with (
         Progress().bar("verifying", total, is_bytes=True) as bar,
-        Threads(threads or len(os.sched_getaffinity(0))) as pool,
+        Threads(threads) as pool,
     ):
         found = verify(plan, out, pool, device=device, advance=bar.advance)
     beyond = f"{found.beyond} of {found.compared} entries are further from float64 than rounding explains"

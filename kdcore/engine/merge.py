@@ -83,6 +83,12 @@ def merge(job: StageJob) -> None:
     job.finish({**facts, "seconds": round(time.monotonic() - began, 3)})
 
 
+def first_names(module: torch.nn.Module) -> dict[str, str]:
+    """Each name in a module's state to the first that names the same tensor: of tied ones one."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
 def _blamed(stream: Iterable[NamedTensor], plugin: str) -> Iterator[NamedTensor]:
     with blaming(f"in hook merge_weights of plugin {plugin}"):
         yield from stream
@@ -94,12 +100,11 @@ def _write(job: StageJob, target: Target, path: Path) -> None:
     """
     sources = {reference: source_tensors(job.run, reference) for reference in target.sources}
     with torch.device("meta"):
-        expected = target.skeleton(job.run).state_dict(keep_vars=True)
-    first_names: dict[int, str] = {}
-    tied_to = {name: first_names.setdefault(id(tensor), name) for name, tensor in expected.items()}
-    specs = [TensorSpec(name, expected[name].dtype, tuple(expected[name].shape)) for name in first_names.values()]
+        skeleton = target.skeleton(job.run)
+    expected, tied_to = skeleton.state_dict(), first_names(skeleton)
+    missing = dict.fromkeys(tied_to.values())
+    specs = [TensorSpec(name, expected[name].dtype, tuple(expected[name].shape)) for name in missing]
     plugin, stream = _stream(job, target, sources)
-    missing = dict.fromkeys(first_names.values())
     with writing(path, specs) as write:
         for name, tensor in _blamed(stream, plugin):
             if name not in expected or tensor.shape != expected[name].shape:

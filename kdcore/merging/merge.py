@@ -6,8 +6,6 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +61,7 @@ def merge(
     with locked(unfinished):
         tidy(job, unfinished)
         _refuse_full(unfinished, job)
-        with progress.bar("merging", job.layout.size, is_bytes=True) as bar, _threads(threads) as pool:
+        with progress.bar("merging", job.layout.size, is_bytes=True) as bar, Threads(threads) as pool:
             digests = stream(job, unfinished, pool, bar.advance)
         carry(graph, job, unfinished, digests, target.name)
         finish(job, unfinished)
@@ -88,12 +86,6 @@ def _replace(target: Path, made: Path) -> None:
         target.rename(earlier)
     made.rename(target)
     shutil.rmtree(earlier, ignore_errors=True)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[Threads]:
-    with Threads(count or len(os.sched_getaffinity(0))) as pool:
-        yield pool
 
 
 def _is_done(out: Path, job: Job) -> bool:
@@ -172,7 +164,7 @@ def estimate(plan: Plan, *, device: torch.device | str = "cpu", threads: int | N
     read = sum(path.stat().st_size for path in graph.files())
     outputs = sorted(job.outputs, key=lambda output: output.size)
     began, sampled = time.perf_counter(), 0
-    with _threads(threads) as pool, torch.inference_mode():
+    with Threads(threads) as pool, torch.inference_mode():
         for output in outputs[len(outputs) // 2 :] + outputs[: len(outputs) // 2]:
             output.lazy.prepare(pool.map)
             for _ in pool.map(partial(_compute, output.lazy), chunks(output.lazy.shape)):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcore.errors import InputError
+from kdcore.files import read_written
 from kdcore.merging.plan import DTYPES, Merge, Model, Plan, Source
 from kdcore.names import RULE, is_name
 from kdcore.structure import MismatchError, converter, show
@@ -28,14 +29,7 @@ def read_plan(path: Path) -> Plan:
 
     :raises InputError: it cannot be read, or is no plan; the message names the key and the fix.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; 'kdcore merge --help' shows a plan") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    text = read_written(path, "'kdcore merge --help' shows a plan")
     try:
         if path.suffix in (".yaml", ".yml"):
             from kdcore.merging.mergekit import plan_of_yaml

@@ -132,10 +132,13 @@ def lay_out(specs: Sequence[TensorSpec], shard_size: int, stems: Mapping[str, st
 
 def _groups(specs: Sequence[TensorSpec], shard_size: int) -> list[list[TensorSpec]]:
     groups: list[list[TensorSpec]] = [[]]
+    filled = 0
     for spec in specs:
-        if groups[-1] and sum(other.size for other in groups[-1]) + spec.size > shard_size:
+        if groups[-1] and filled + spec.size > shard_size:
             groups.append([])
+            filled = 0
         groups[-1].append(spec)
+        filled += spec.size
     return groups
 
 

@@ -41,10 +41,13 @@ AHEAD = 16  # tensors that are being written while the next are prepared
 
 
 class Threads:
-    """A pool of threads, each of which computes by itself: torch's own are switched off meanwhile."""
+    """A pool of threads, each of which computes by itself: torch's own are switched off meanwhile.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    :param count: by default one a processor.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count or len(os.sched_getaffinity(0))
 
     def __enter__(self) -> Threads:
         self._before = torch.get_num_threads()

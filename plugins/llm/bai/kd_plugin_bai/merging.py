@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from kdcore.engine.merge import first_names
 from kdcore.merging import merge_tensors
 
 __all__ = ["first_names", "merged"]
@@ -36,9 +37,3 @@ def merged(
             yield name, merge_tensors("linear", tensors, weight=[weight for _, _, weight in read], normalize=False)
         else:
             yield name, tensors[0]
-
-
-def first_names(model: torch.nn.Module) -> dict[str, str]:
-    """Each name in a model's state to the first that names the same tensor: of tied embeddings one."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
