@@ -230,9 +230,11 @@ def test_closing_waits_for_what_is_being_asked(path: Path, question: Question) -
 # Several processes
 
 
-def start(path: Path, log: Path, count: int, threads: int, seconds: float) -> subprocess.Popen[str]:
+def start(
+    path: Path, log: Path, count: int, threads: int, seconds: float, first: int = 0, together: int = 1
+) -> subprocess.Popen[str]:
     """An asker that has the journal open and waits for ``log``."""
-    arguments = [sys.executable, str(ASKER), *map(str, (path, log, count, threads, seconds))]
+    arguments = [sys.executable, str(ASKER), *map(str, (path, log, count, threads, seconds, first, together))]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "open\n"
@@ -240,7 +242,7 @@ def start(path: Path, log: Path, count: int, threads: int, seconds: float) -> su
 
 
 def result(process: subprocess.Popen[str]) -> tuple[int, int]:
-    paid, wrong = map(int, process.communicate(timeout=60)[0].split())
+    paid, wrong = map(int, process.communicate(timeout=120)[0].split())
     assert process.returncode == 0
     return paid, wrong
 
@@ -251,7 +253,7 @@ def asked(log: Path) -> Counter[str]:
 
 def test_two_processes_ask_each_question_once(path: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    processes = [start(path, log, 200, 8, 0.005) for _ in range(2)]
+    processes = [start(path, log, 200, 8, 0.005, first, together=2) for first in (0, 100)]
     log.touch()
     (first, wrong), (second, wrong_too) = map(result, processes)
     assert (first + second, wrong, wrong_too) == (200, 0, 0)
@@ -292,7 +294,7 @@ def test_a_claim_lasts_as_long_as_its_process(path: Path, tmp_path: Path) -> Non
         assert journal.totals().requests == 0
         doomed.send_signal(signal.SIGKILL)
         doomed.communicate()
-        assert sorted(each.result(5)[1] for each in waiting) == [False, True]
+        assert sorted(each.result(60)[1] for each in waiting) == [False, True]
 
 
 FORKED = """

@@ -110,7 +110,7 @@ def test_failures_of_the_connection(serve, caplog, kind):
     caplog.set_level(logging.DEBUG)
     server = serve(faults=1.0, kinds=[kind], hang=1.0)
     with pytest.raises(RunError) as caught:
-        complete(server.address, retries=1, timeout=0.1)
+        complete(server.address, retries=1, timeout=0.5)
     assert KEY not in caplog.text + "".join(traceback.format_exception(caught.value))
     assert not any(KEY in text for error in chain(caught.value) for text in held(vars(error) | {"args": error.args}))
 

@@ -62,10 +62,10 @@ def test_the_message_names_the_place(text, message):
 
 @pytest.mark.parametrize("text", ["```json" + "\n" * 20_000 + "x", "```json\n" + " \n" * 20_000])
 def test_a_fence_that_never_ends_takes_no_time(text):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match="no JSON"):
         validated(SCHEMA, text)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_whole_pair_of_surrogates_is_one_character():
