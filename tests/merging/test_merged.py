@@ -10,23 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sources import DETERMINISTIC, USUAL, arguments, randoms
 from torch import Tensor
 
-from kdcore.merging import lazy, selection
-from kdcore.merging.lazy import LazyTensor, Stored, chunks
-from kdcore.merging.merged import Merged, Restacked, merge_tensors
-from kdcore.merging.registry import METHODS, Pieces
+from kdcore.merging import lazy
+from kdcore.merging.lazy import Stored, chunks
+from kdcore.merging.merged import Merged, merge_tensors
+from kdcore.merging.registry import METHODS
 
 Array = np.ndarray[Any, Any]
 Reference = Callable[[list[Array], Array], Array]
-
-RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
-DETERMINISTIC = [name for name in METHODS if name not in RANDOM]
-
-
-def randoms(count: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]
 
 
 # References in float64, written with numpy from the papers; the base comes last.
@@ -146,17 +139,6 @@ CASES: list[tuple[str, dict[str, Any], int, bool, Reference]] = [
     ("passthrough", {}, 1, False, lambda a, _: a[0]),
     ("passthrough", {"weight": -1.5}, 1, False, lambda a, _: -1.5 * a[0]),
 ]
-# What each method is given where only the mechanics are looked at.
-USUAL: dict[str, dict[str, Any]] = {
-    name: {"density": 0.5} if "density" in method.per_source else {} for name, method in METHODS.items()
-}
-
-
-def arguments(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor | None]:
-    """As many sources as the method takes, and a base where it needs one."""
-    method = METHODS[name]
-    tensors = randoms(method.most or 3, *shape, dtype=dtype)
-    return tensors, randoms(1, *shape, seed=9, dtype=dtype)[0] if method.base == "required" else None
 
 
 def test_every_method_has_a_reference() -> None:
@@ -265,107 +247,6 @@ def test_two_stages_of_averages_are_one() -> None:
     torch.testing.assert_close(outer.rows(0, 30).double(), exact, rtol=1e-6, atol=1e-6)
 
 
-# Random entries
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_the_seed_and_the_name_decide_what_is_drawn(name: str) -> None:
-    tensors, base = arguments(name, 60, 5)
-
-    def drawn(**given: Any) -> Tensor:
-        return merge_tensors(name, tensors, base, **{"density": 0.5, "seed": 1, "name": "w", **given})
-
-    assert torch.equal(drawn(), drawn())
-    assert not torch.equal(drawn(), drawn(seed=2))
-    assert not torch.equal(drawn(), drawn(name="v"))
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_each_source_and_each_piece_draws_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(lazy, "CHUNK", 100)
-    ones, base = torch.ones(20, 50), torch.zeros(20, 50)
-    given = {"density": 0.5, "rescale": "none", "normalize": False}
-    first = merge_tensors(name, [ones, ones], base, weight=[1.0, 0.0], **given)
-    second = merge_tensors(name, [ones, ones], base, weight=[0.0, 1.0], **given)
-    assert 0.4 < (first != second).float().mean() < 0.6
-    assert len({tuple(rows.flatten().tolist()) for rows in first.split(2)}) == 10
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_what_is_drawn_is_unbiased(name: str) -> None:
-    """One tensor of many equal rows: each entry's mean over rows is its own, within 4.5 deviations."""
-    count, density = 4000, 0.6
-    row = randoms(1, 8)[0] + 3  # of one sign, so that signs elected change nothing
-    [found] = [merge_tensors(name, [row.expand(count, 8)], torch.zeros(count, 8), density=density, normalize=False)]
-    least = density - (0.15 if name.startswith("della") else 0)
-    deviation = row * math.sqrt((1 - least) / least / count)
-    assert ((found.mean(0) - row).abs() < 4.5 * deviation).all()
-    assert ((found == 0).float().mean(0) - (1 - density)).abs().max() < 0.15 + 0.05
-
-
-@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
-def test_dare_scales_by_the_density_or_not_at_all(name: str) -> None:
-    [delta] = randoms(1, 30, 10)
-    base = torch.zeros(30, 10)
-    bare = merge_tensors(name, [delta], base, density=0.25, rescale="none")
-    kept = bare != 0
-    assert 0.15 < kept.float().mean() < 0.35
-    assert torch.equal(bare[kept], delta[kept])
-    torch.testing.assert_close(merge_tensors(name, [delta], base, density=0.25), bare * 4)
-
-
-def test_della_scales_each_entry_by_its_probability() -> None:
-    [delta] = randoms(1, 30, 11)
-    found = merge_tensors("della_linear", [delta], torch.zeros(30, 11), density=0.5, epsilon=0.2)
-    ranks = delta.abs().argsort(1).argsort(1)
-    kept = found != 0
-    torch.testing.assert_close(found[kept], (delta / (0.3 + 0.04 * ranks))[kept])
-    assert kept[ranks > 7].float().mean() > kept[ranks < 3].float().mean()
-
-
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "rescale" in method.shared])
-def test_rescaling_restores_the_norm_of_each_source(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(lazy, "CHUNK", 64)
-    tensors, base = randoms(2, 25, 16), torch.zeros(25, 16)
-    for place, weight in enumerate(([1.0, 0.0], [0.0, 1.0])):
-        found = merge_tensors(name, tensors, base, weight=weight, density=0.4, rescale="norm", normalize=False)
-        assert (found == 0).float().mean() > 0.3
-        assert found.abs().sum().item() == pytest.approx(tensors[place].abs().sum().item(), rel=1e-5)
-    merged = merge_tensors(name, [base, base], base, density=0.4, rescale="norm")
-    assert merged.eq(0).all()
-
-
-@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"])
-def test_density_0_is_the_base(name: str) -> None:
-    tensors, base = arguments(name, 6, 5)
-    assert base is not None
-    assert torch.equal(merge_tensors(name, tensors, base, density=0.0), base)
-
-
-@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "dare_ties", "linear"])
-def test_where_all_is_kept_nothing_is_measured(name: str) -> None:
-    def over(function: Callable[[Any], Any]) -> Iterator[Any]:
-        raise AssertionError
-
-    METHODS[name].plan(Pieces(over, 100, list), METHODS[name].values({}, 2))
-
-
-@pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
-def test_equal_magnitudes_are_kept_together(name: str) -> None:
-    delta = torch.tensor([1.0, -1.0] * 20)
-    assert torch.equal(merge_tensors(name, [delta], torch.zeros(40), density=0.5), delta)
-
-
-def test_float64_keeps_as_many_as_float32() -> None:
-    """The threshold is a float32, whichever way the entry that it stands for would be rounded."""
-    for seed in range(10):
-        [delta] = randoms(1, 100, seed=seed, dtype=torch.float64)
-        delta = delta * (1 + 2**-30)
-        for name, gamma in (("ties", {}), ("breadcrumbs", {"gamma": 0.1})):
-            found = merge_tensors(name, [delta], torch.zeros_like(delta), density=0.2, **gamma)
-            assert int((found != 0).sum()) == 20
-
-
 # Dtypes
 
 
@@ -466,94 +347,3 @@ def test_only_floating_tensors_are_merged(dtype: torch.dtype) -> None:
 def test_stored_integers_stay_as_they_are() -> None:
     tensor = torch.tensor([2**60 + 1, 3])
     assert torch.equal(Stored(tensor).rows(0, 2), tensor)
-
-
-# Rows of other vocabularies
-
-
-class Recorded(LazyTensor):
-    """A stored tensor that tells which rows were asked for."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape), tensor.dtype
-        self.asked: list[tuple[int, int]] = []
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        assert 0 <= start < stop <= len(self.tensor)
-        self.asked.append((start, stop))
-        return self.tensor[start:stop]
-
-
-@pytest.mark.parametrize("size", [1, 3, 10, 50])
-@pytest.mark.parametrize("pattern", ["same", "shifted", "missing", "none", "shuffled", "far", "repeated"])
-def test_restacked_rows_are_those_of_the_places(size: int, pattern: str) -> None:
-    tensor, other = randoms(1, 1000, 3)[0], randoms(1, 50, 3, seed=1)[0]
-    generator = torch.Generator().manual_seed(2)
-    places = {
-        "same": torch.arange(50),
-        "shifted": torch.arange(50) + 900,
-        "missing": torch.where(torch.arange(50) % 3 == 0, -1, torch.arange(50)),
-        "none": torch.full((50,), -1),
-        "shuffled": torch.randperm(1000, generator=generator)[:50],
-        "far": torch.where(torch.arange(50) % 2 == 0, 0, 999),
-        "repeated": torch.full((50,), 7),
-    }[pattern]
-    recorded = Recorded(tensor)
-    restacked = Restacked(recorded, places, Stored(other))
-    assert restacked.shape == (50, 3)
-    expected = other.clone()
-    expected[places >= 0] = tensor[places[places >= 0]]
-    copy = other.clone()
-    found = torch.cat([restacked.rows(start, min(start + size, 50)) for start in range(0, 50, size)])
-    assert torch.equal(found, expected)
-    assert torch.equal(other, copy)
-    assert all(stop - start <= 2 * size for start, stop in recorded.asked)
-    if pattern in ("same", "shifted"):
-        assert [stop - start for start, stop in recorded.asked] == [min(size, 50 - at) for at in range(0, 50, size)]
-
-
-def test_restacked_takes_the_wider_dtype_and_other_ranks() -> None:
-    tensor = torch.ones(3, 2, 2, dtype=torch.float64)
-    restacked = Restacked(Stored(tensor), torch.tensor([2, -1]), Stored(torch.zeros(2, 2, 2, dtype=torch.bfloat16)))
-    rows = restacked.rows(0, 2)
-    assert (restacked.dtype, rows.dtype) == (torch.float64, torch.float64)
-    assert rows[:, 0, 0].tolist() == [1, 0]
-    vector = Restacked(Stored(torch.arange(4.0)), torch.tensor([3, -1, 0]), Stored(torch.full((3,), 9.0)))
-    assert vector.rows(0, 3).tolist() == [3, 9, 0]
-    assert vector.rows(1, 2).tolist() == [9]
-
-
-def test_merges_of_restacked_rows_are_prepared() -> None:
-    first, second, base = randoms(3, 10, 4)
-    places = torch.tensor([*range(9, -1, -1), -1])
-    ties = METHODS["ties"]
-    inner = Merged(ties, ties.values({"density": 0.5}, 2), [Stored(first), Stored(second)], Stored(base))
-    restacked = Restacked(inner, places, Stored(torch.zeros(11, 4)))
-    restacked.prepare(map)
-    expected = merge_tensors("ties", [first, second], base, density=0.5)
-    assert torch.equal(restacked.rows(0, 11), torch.cat([expected.flip(0), torch.zeros(1, 4)]))
-
-
-# Pieces
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (10,), (7, 3), (5, 100), (3, 0), (4, 2, 3)], ids=str)
-@pytest.mark.parametrize("size", [1, 6, 50, 10**6])
-def test_chunks_cover_all_rows_once(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], size: int) -> None:
-    monkeypatch.setattr(lazy, "CHUNK", size)
-    bounds = chunks(shape)
-    rows = shape[0] if shape else 1
-    assert [row for start, stop in bounds for row in range(start, stop)] == [*range(rows)]
-    assert bounds
-    per_row = math.prod(shape[1:])
-    assert all((stop - start) * per_row <= size or stop - start == 1 for start, stop in bounds)
-
-
-@pytest.mark.parametrize("name", ["ties", "breadcrumbs_ties"])
-@pytest.mark.parametrize("shape", [(3000, 70), (210_000,), (3, 70_000)])
-def test_a_large_tensor_is_merged_as_a_small_one(monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    base, *sources = (torch.randn(shape, generator=generator) for _ in range(4))
-    small = merge_tensors(name, sources, base, density=0.3)
-    monkeypatch.setattr(selection, "WHOLE", 0)
-    assert torch.equal(merge_tensors(name, sources, base, density=0.3), small)
