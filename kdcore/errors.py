@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdcore.teachers.text import Completion
 
 
 class KDCoreError(Exception):
@@ -34,7 +38,13 @@ class RejectedError(RunError):
     """A teacher's answer and its one repair are not what was asked for; both are kept in the journal with the reason.
 
     ``Run.map`` leaves out the item whose function raises this.
+
+    :ivar completions: those that were refused.
     """
+
+    def __init__(self, reason: str, completions: Sequence[Completion] = ()) -> None:
+        super().__init__(reason)
+        self.completions = tuple(completions)
 
 
 class BudgetError(RunError):

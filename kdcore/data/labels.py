@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdcore.data.tables import read_lines
+from kdcore.data.texts import normalised
 from kdcore.errors import InputError
 
 __all__ = ["label_indices", "multilabel_indices", "read_labels", "split_off"]
@@ -82,13 +83,13 @@ def split_off(
 
     :param share: between 0 and 1.
     :param label: the field to stratify by; None takes any rows.
-    :param identity: the field by which rows are equal, but for case and white space; None: all fields.
+    :param identity: the field by which rows are equal, see `kdcore.data.texts.normalised`; None: all fields.
     :returns: the rows that stay and those held out, each in the given order.
     :raises InputError: so few rows that none would be held out.
     """
     equal: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
-        text = _text(row) if identity is None else " ".join(str(row[identity]).casefold().split())
+        text = _text(row) if identity is None else normalised(str(row[identity]))
         equal.setdefault(text, []).append(position)
     strata: dict[str, list[list[int]]] = {}
     for unit in equal.values():

@@ -13,6 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
+from kdcore.data.texts import normalised
 from kdcore.errors import InputError, RunError
 from kdcore.recipe import Example
 
@@ -87,7 +88,7 @@ class Splits(Mapping[str, Sequence[Example]]):
     def evaluated_as(self, example: Example, identity: Sequence[str]) -> str:
         """``"validation"`` or ``"test"`` where an example there equals this one, sealed or not; else ``""``.
 
-        :param identity: the fields whose equality (case and white space aside) makes two examples one; none: no two
+        :param identity: the fields whose equality (see `normalised`) makes two examples one; none: no two
             are.
         """
         fields = tuple(identity)
@@ -125,7 +126,7 @@ class Inspection:
 
 def _identity(example: Example, fields: Sequence[str]) -> str:
     values = [example.data.get(name) for name in fields]
-    return json.dumps([" ".join(v.lower().split()) if isinstance(v, str) else v for v in values], default=repr)
+    return json.dumps([normalised(value) if isinstance(value, str) else value for value in values], default=repr)
 
 
 def inspect_splits(splits: Splits, identity: Sequence[str]) -> Inspection:
@@ -133,7 +134,7 @@ def inspect_splits(splits: Splits, identity: Sequence[str]) -> Inspection:
 
     Of a train split of more than 100,000 examples only groups and leaks are checked.
 
-    :param identity: the fields whose equality (case and white space aside) makes two examples one.
+    :param identity: the fields whose equality (see `normalised`) makes two examples one.
     :raises InputError: ids that occur twice in a split; a group or half of an evaluation split that is also in train.
     """
     seen: dict[str, dict[str, str]] = {}

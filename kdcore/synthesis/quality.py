@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdcore.data.texts import normalised
 from kdcore.errors import InputError, PluginError
 from kdcore.recipe import Example
 
@@ -27,7 +27,6 @@ __all__ = [
     "distinct_n",
     "embedding_similarity",
     "label_balance",
-    "normalised",
     "quality_of",
     "self_similarity",
 ]
@@ -39,11 +38,6 @@ SAMPLED = 2000
 SEED = 0
 
 Vectors = np.ndarray[Any, Any]
-
-
-def normalised(text: str) -> str:
-    """The text without what makes no other text of it: case, white space, compatibility forms (NFKC)."""
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 class Duplicates:

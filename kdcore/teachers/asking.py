@@ -41,12 +41,19 @@ class Answer:
     :param value: what ``check`` made of it; without one the value that the schema asked for, or the text.
     :param key: of its row in the journal, for ``Example.answers``.
     :param completion: tokens, price, seconds and log-probabilities.
+    :param refused: the completions before it, which ``check`` or the schema refused.
     """
 
     text: str
     value: Any
     key: str
     completion: Completion
+    refused: Sequence[Completion] = ()
+
+    @property
+    def completions(self) -> Sequence[Completion]:
+        """All that was paid for it."""
+        return (*self.refused, self.completion)
 
 
 @define
@@ -135,9 +142,16 @@ class TextTeachers:
             stored = self._complete(name, teacher, repair)
         except RefusedError as error:
             raise rejected from error
-        return self._answer(name, repair, stored, check)
+        return self._answer(name, repair, stored, check, rejected.completions)
 
-    def _answer(self, name: str, request: Request, stored: Stored, check: Callable[[Any], Any] | None) -> Answer:
+    def _answer(
+        self,
+        name: str,
+        request: Request,
+        stored: Stored,
+        check: Callable[[Any], Any] | None,
+        refused: Sequence[Completion] = (),
+    ) -> Answer:
         """The answer where schema and check accept it; else it is rejected in the journal, with the reason."""
         key, completion = stored.key, stored.completion
         try:
@@ -153,10 +167,10 @@ class TextTeachers:
             if completion.finish == "length":
                 reason = f"cut off at {completion.answer_tokens} tokens: {reason}"
             self._reject(name, request, completion, key, reason)
-            raise RejectedError(reason) from error
+            raise RejectedError(reason, [*refused, completion]) from error
         if stored.rejected:
             self.journal.accept(key, request.sample)
-        return Answer(completion.text, value, f"{key}/{request.sample}", completion)
+        return Answer(completion.text, value, f"{key}/{request.sample}", completion, refused)
 
     def _complete(self, name: str, teacher: Teacher, request: Request) -> Stored:
         refuse_if_stopped = stop_check()

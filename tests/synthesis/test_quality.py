@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from kdcore import Example, InputError
+from kdcore.data.texts import normalised
 from kdcore.errors import PluginError
 from kdcore.synthesis.quality import (
     Duplicates,
     distinct_n,
     embedding_similarity,
     label_balance,
-    normalised,
     quality_of,
     self_similarity,
 )

@@ -99,6 +99,7 @@ def test_a_refused_answer_is_repaired_once_with_the_reason(texts):
     asking = texts()
     answer = asking.ask("llm", Teacher(text=rule), "how many", check=number)
     assert answer.value == 7
+    assert [completion.text for completion in answer.completions] == ["seven", "7"]
     question, refused, repair = rule.asked[1].messages
     assert question["content"] == "how many"
     assert refused == {"role": "assistant", "content": "seven"}
@@ -110,8 +111,9 @@ def test_a_refused_answer_is_repaired_once_with_the_reason(texts):
 
 def test_a_repair_that_is_refused_too_rejects_the_answer(texts):
     asking = texts()
-    with pytest.raises(RejectedError, match="no number: 'eight'"):
+    with pytest.raises(RejectedError, match="no number: 'eight'") as caught:
         asking.ask("llm", Teacher(text=Rule(["seven", "eight"])), "how many", check=number)
+    assert [completion.text for completion in caught.value.completions] == ["seven", "eight"]
     assert asking.counts()["llm"]["rejected"] == {"no number": 2}
     samples = asking.rejected_samples
     assert [sample["text"] for sample in samples] == ["seven", "eight"]

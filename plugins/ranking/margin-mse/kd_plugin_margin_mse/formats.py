@@ -18,7 +18,8 @@ from typing import Any
 from attrs import frozen
 
 from kd_plugin_margin_mse.files import FileExamples, Problems, positions, quoted, read_lines, read_rows
-from kd_plugin_margin_mse.triples import index_triples, normalised, passage_text
+from kd_plugin_margin_mse.triples import index_triples, passage_text
+from kdcore.data.texts import normalised
 from kdcore.errors import InputError
 from kdcore.recipe import Example
 

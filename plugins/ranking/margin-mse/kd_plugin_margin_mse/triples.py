@@ -13,17 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from kd_plugin_margin_mse.files import FileExamples, Line, Problems, positions, quoted, read_rows
+from kdcore.data.texts import normalised
 from kdcore.errors import InputError
 from kdcore.recipe import Example
 
 log = logging.getLogger("kdcore.ranking")
 
 SPLITS = ("train", "validation", "test", "unjudged")
-
-
-def normalised(query: str) -> str:
-    """A query without what does not make it another one: case and white space."""
-    return " ".join(query.casefold().split())
 
 
 def passage_text(document: Example) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,10 @@ from kd_plugin_emo_pillars.students import logits
 from kd_plugin_emo_pillars.thresholds import best_threshold, linearised_macro_f1, linearised_micro_f1, macro_f1
 from kdcore.data.batch import Batch
 from kdcore.data.padding import pad
-from kdcore.errors import RejectedError
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 from kdcore.teachers.asking import Answer
+from kdcore.teachers.measuring import ask_each
 from kdcore.timing import TIMED_INPUTS, median_ms
 
 __all__ = ["annotated", "gold_labels", "measure_labels", "measure_student", "measure_teacher", "tuned_threshold"]
@@ -122,36 +120,19 @@ def latency(run: Run, student: Any, examples: Sequence[Example], item: Item) -> 
 def measure_teacher(run: Run, examples: Sequence[Example], labels: Sequence[str], ask: Ask) -> list[Metric]:
     """The teacher asked for the labels of texts, without an example of them: F1, share refused, latency and price.
 
-    A refused answer counts as no label. What has an intensity of at least 0.5 is predicted. The first
-    `kdcore.timing.TIMED_INPUTS` texts are asked about one at a time, and the latency is the median of these. Latency
-    and price are those of the accepted answers alone: what is paid for a refused answer, or for one that was then
-    repaired, is in the journal only.
+    A refused answer counts as no label, and in time and price as all others; see `ask_each`. What has an intensity of
+    at least 0.5 is predicted.
 
     :param examples: those it is asked about; the student's figures are of the whole split.
     :param ask: the teacher's `Labels` of an example.
     """
-    answered = partial(_answered, ask)
-    alone = [answered(example) for example in examples[:TIMED_INPUTS]]
-    answers = [*alone, *run.map(answered, examples[TIMED_INPUTS:])]
+    asked = ask_each(run, examples, ask)
     known = annotated(examples, labels)
-    given = [answer.value if answer else Labels({}) for answer in answers]
+    given = [answer.value if answer else Labels({}) for answer in asked.answers]
     predicted = np.array([[each.intensities.get(label, 0.0) >= PRESENT for label in known] for each in given])
-    accepted = [answer.completion for answer in answers if answer]
-    timed = [answer.completion.seconds for answer in alone if answer]
-    metrics = measure_labels(predicted, examples, known, {"texts": len(examples)})
-    metrics.append(Metric("rejected", 1 - len(accepted) / len(answers), "lower"))
-    if timed:
-        details = {"texts": len(timed), "in_flight": 1}
-        metrics.append(Metric("latency_ms", 1000 * statistics.median(timed), "lower", details=details))
-    if accepted:
-        price = statistics.fmean(completion.price for completion in accepted)
-        details = {"accepted_answers": len(accepted)}
-        metrics.append(Metric("price of 1,000 texts", 1000 * price, "lower", details=details))
-    return metrics
-
-
-def _answered(ask: Ask, example: Example) -> Answer | None:
-    try:
-        return ask(example)
-    except RejectedError:
-        return None
+    return [
+        *measure_labels(predicted, examples, known, {"texts": len(examples)}),
+        Metric("rejected", asked.answers.count(None) / len(examples), "lower"),
+        Metric("latency_ms", asked.latency_ms, "lower", details={"texts": asked.alone, "in_flight": 1}),
+        Metric("price_per_1000", 1000 * asked.price, "lower"),
+    ]

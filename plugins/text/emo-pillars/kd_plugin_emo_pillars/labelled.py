@@ -11,9 +11,9 @@ from attrs import frozen
 from kd_plugin_emo_pillars.taxonomy import Taxonomy
 from kdcore.data.labels import read_labels, split_off
 from kdcore.data.tables import Row, read_splits
+from kdcore.data.texts import normalised
 from kdcore.errors import InputError
 from kdcore.recipe import Example
-from kdcore.synthesis.quality import normalised
 
 __all__ = ["CONTEXT", "Columns", "read_labelled"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 from attrs import frozen
 
 from kdcore.data.label_report import label_report
-from kdcore.errors import RejectedError
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 from kdcore.teachers.asking import Answer
+from kdcore.teachers.measuring import ask_each
 from kdcore.text_model import LLAMA_CPP, TextModel
 from kdcore.timing import TIMED_INPUTS, median_ms
 
@@ -107,34 +106,17 @@ def measure_teacher(
 ) -> list[Metric]:
     """The teacher as a classifier that is asked for one text a request: quality, latency, throughput and price.
 
-    Answers that cannot be used count as wrong. The first half of the texts, up to `TIMED_INPUTS`, are asked one at a
-    time, for the latency; the others with as many in flight as the model may have, for the throughput, which is those
-    in flight over the mean latency (Little's law). Seconds and prices are those of the journal, of the answers that
-    could be used, so that they are the same when the run is resumed.
+    Answers that cannot be used count as wrong, and in time and price as all others; see `ask_each`.
 
     :param ask: asks for the class of a text; the answer's value is a class index.
     :param hour_price: of this machine, for a model that runs on it.
     """
-
-    def answer(example: Example) -> Answer | None:
-        try:
-            return ask(example["text"])
-        except RejectedError:
-            return None
-
-    alone = min(TIMED_INPUTS, (len(examples) + 1) // 2)
-    answers = [*map(answer, examples[:alone]), *run.map(answer, examples[alone:])]
-    predicted = [None if each is None else labels[each.value] for each in answers]
-    metrics = quality(examples, predicted, labels)
-    timed = [each.completion.seconds for each in answers[:alone] if each is not None]
-    beside = [each.completion.seconds for each in answers[alone:] if each is not None] or timed
-    if not sum(timed) or not sum(beside):
-        return metrics
-    in_flight = min(model.in_flight, len(beside)) if len(examples) > alone else 1
+    asked = ask_each(run, examples, lambda example: ask(example["text"]))
+    predicted = [None if answer is None else labels[answer.value] for answer in asked.answers]
     cost = Cost(
-        1000 * statistics.median(timed),
-        in_flight / statistics.fmean(beside),
-        price=statistics.fmean(each.completion.price for each in answers if each is not None),
+        asked.latency_ms,
+        asked.per_second(model.in_flight),
+        price=asked.price,
         hour_price=hour_price if model.endpoint in ("", LLAMA_CPP) else 0.0,
     )
-    return [*metrics, *cost.metrics()]
+    return [*quality(examples, predicted, labels), *cost.metrics()]
