@@ -268,8 +268,9 @@ def write(figures: dict[str, Any], given: argparse.Namespace, models: Sequence[P
     size = sum(path.stat().st_size for path in models[0].glob("*.safetensors"))
     facts = (
         f"{len(models)} models of {size / 1e6:.0f} MB in bfloat16 ({given.parameters}), about {given.shards} files "
-        f"each; {given.rounds} rounds, each side first in turn; sources read just before, as far as the page cache holds them, earlier results on the "
-        f"disk before each run. mergekit with its defaults: {', '.join(f'{name} {v}' for name, v in theirs.items())}."
+        f"each; {given.rounds} rounds, each side first in turn; sources read just before, as far as the page cache "
+        f"holds them, earlier results on the disk before each run. mergekit with its defaults: "
+        f"{', '.join(f'{name} {version}' for name, version in theirs.items())}."
     )
     result = {
         "environment": recording.environment(*PACKAGES),
