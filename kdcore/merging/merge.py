@@ -80,7 +80,7 @@ def _remove_traces(out: Path) -> None:
 
 def _replace(target: Path, made: Path) -> None:
     """Give a folder its place, so that at any moment there is a whole one there, or none."""
-    earlier = target.with_name(target.name + EARLIER)
+    earlier = made.with_name(made.name + EARLIER)
     if target.exists():
         shutil.rmtree(earlier, ignore_errors=True)
         target.rename(earlier)

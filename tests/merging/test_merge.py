@@ -66,6 +66,21 @@ def test_another_merge_is_replaced_only_by_force(fail: Fail, plan: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "models", "plan.toml"]
 
 
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_folders_beside_the_merge_are_left_alone(
+    plan: Path, tmp_path: Path, files_of: Callable[..., dict[str, bytes]], force: tuple[str, ...]
+) -> None:
+    kept = {}
+    for name in ("merged.earlier", "merged.old", "merged.tmp", "merged-1"):
+        kept[name] = files_of(Path(shutil.copytree(tmp_path / "models" / "a", tmp_path / name)))
+    assert main(["merge", str(plan), "--out", str(tmp_path / "merged")]) == 0
+    plan.write_text('dtype = "float16"\n' + plan.read_text())
+    if force:
+        assert main(["merge", str(plan), "--out", str(tmp_path / "merged"), *force]) == 0
+    assert {name: files_of(tmp_path / name) for name in kept} == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "models", "plan.toml", *kept}
+
+
 def test_a_link_to_a_folder_is_followed(plan: Path, tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "merged").symlink_to(tmp_path / "far" / "real")
