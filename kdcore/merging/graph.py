@@ -120,6 +120,13 @@ class Graph:
         adapters = [leaf.adapter.path for leaf in self.leaves.values() if leaf.adapter is not None]
         return [*found, *adapters]
 
+    def settings(self) -> list[Path]:
+        """All files beside the weights that decide what becomes of them."""
+        found = [leaf.checkpoint.folder / "config.json" for leaf in self.leaves.values()]
+        found += [leaf.vocabulary.path for leaf in self.leaves.values()]
+        found += [leaf.adapter.folder / "adapter_config.json" for leaf in self.leaves.values() if leaf.adapter]
+        return [path for path in found if path.is_file()]
+
     def stems(self) -> dict[str, str]:
         """Part to the name of its files, as in the model that the result is carried from."""
         return dict(self.leaves[self.plan.carrier()].checkpoint.stems)

@@ -305,12 +305,25 @@ def test_as_peft_merges_it(
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
 
 
-def test_the_adapter_file_is_a_source_of_the_fingerprint(
-    llama: Callable[..., Path], merged: Callable[..., Checkpoint], adapter: Callable[..., Path]
+def double_the_weights(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def double_the_scale(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 16}))
+
+
+@pytest.mark.parametrize("change", [double_the_weights, double_the_scale])
+def test_an_adapter_that_changed_makes_another_merge(
+    llama: Callable[..., Path],
+    merged: Callable[..., Checkpoint],
+    adapter: Callable[..., Path],
+    change: Callable[[Path], None],
 ) -> None:
     folder = adapter()
     merged({"a": (llama(1), folder)}, KEEP)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({name: 2 * tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    change(folder)
     with pytest.raises(InputError, match="holds another merge"):
         merged({"a": (llama(1), folder)}, KEEP)

@@ -154,3 +154,13 @@ def test_a_tokenizer_with_more_tokens_than_rows(
     models = {"a": make("a", 1), "b": make("b", 2, added=many)}
     with pytest.raises(InputError, match=r"embed_tokens.weight: b has 64 rows, but its tokenizer row \d+ too"):
         merged(models, linear("a", "b"), tokenizer="a")
+
+
+def test_a_tokenizer_that_changed_makes_another_merge(
+    make: Make, merged: Callable[..., Checkpoint], linear: Callable[..., str], tokenizer: Callable[..., None]
+) -> None:
+    models = {"a": make("a", 1), "b": make("b", 2)}
+    merged(models, linear("a", "b"), tokenizer="a")
+    tokenizer(models["b"], OTHER)
+    with pytest.raises(InputError, match="holds another merge"):
+        merged(models, linear("a", "b"), tokenizer="a")
