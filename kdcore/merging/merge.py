@@ -90,7 +90,13 @@ def _replace(target: Path, made: Path) -> None:
 
 def _is_done(out: Path, job: Job) -> bool:
     record = read_json(out / RECORD) if (out / RECORD).is_file() else {}
-    return isinstance(record, dict) and record.get("fingerprint") == job.fingerprint
+    if not isinstance(record, dict) or record.get("fingerprint") != job.fingerprint:
+        return False
+    for shard in job.layout.shards:
+        path = out / shard.file
+        if not path.is_file() or path.stat().st_size != shard.size:
+            raise InputError(f"{path}: is missing or of another size; merge again with --force")
+    return True
 
 
 def _refuse_occupied(out: Path, graph: Graph, force: bool) -> None:

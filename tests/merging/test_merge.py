@@ -51,6 +51,20 @@ def test_this_merge_already(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_this_merge_without_all_its_weights(
+    fail: Fail, plan: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    out = tmp_path / "merged"
+    assert main(["merge", str(plan), "--out", str(out)]) == 0
+    before = (out / "model.safetensors").read_bytes()
+    damage(out / "model.safetensors")
+    line = fail("merge", plan, "--out", out)
+    assert line.endswith("model.safetensors: is missing or of another size; merge again with --force")
+    assert main(["merge", str(plan), "--out", str(out), "--force"]) == 0
+    assert (out / "model.safetensors").read_bytes() == before
+
+
 def test_another_merge_is_replaced_only_by_force(fail: Fail, plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     assert main(["merge", str(plan), "--out", str(out)]) == 0
@@ -129,9 +143,10 @@ def test_a_folder_that_cannot_be_written(
     assert files_of(tmp_path) == before
 
 
-def test_an_empty_folder_is_as_good_as_none(plan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verify", [(), ("--verify",)])
+def test_an_empty_folder_is_as_good_as_none(plan: Path, tmp_path: Path, verify: tuple[str, ...]) -> None:
     (tmp_path / "merged").mkdir()
-    assert main(["merge", str(plan), "--out", str(tmp_path / "merged")]) == 0
+    assert main(["merge", str(plan), "--out", str(tmp_path / "merged"), *verify]) == 0
     assert len(Checkpoint(tmp_path / "merged")) > 30
 
 
