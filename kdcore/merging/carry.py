@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdcore import __version__
 from kdcore.files import write_json, write_text
+from kdcore.merging.checkpoint import OTHERS
 from kdcore.merging.graph import Graph
 from kdcore.merging.plan import Plan
 from kdcore.merging.registry import METHODS
@@ -24,7 +25,6 @@ from kdcore.model_source import is_path
 __all__ = ["RECORD", "carry"]
 
 RECORD = "merge.json"
-SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
 LEFT = ("config.json", "trainer_state.json", "adapter_config.json", RECORD)
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -42,7 +42,7 @@ def carry(graph: Graph, job: Job, folder: Path, digests: Mapping[str, str], name
     source = graph.leaves[graph.plan.carrier()].checkpoint.folder
     for path in sorted([*source.glob("*"), *source.glob("*/*")]):
         relative = path.relative_to(source)
-        if path.is_file() and path.suffix in SUFFIXES and relative.as_posix() not in LEFT and _is_kept(relative):
+        if path.is_file() and path.suffix in OTHERS and relative.as_posix() not in LEFT and _is_kept(relative):
             target = folder / relative
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)

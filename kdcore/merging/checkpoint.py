@@ -14,13 +14,15 @@ from kdcore.errors import InputError
 from kdcore.files import read_json
 from kdcore.model_source import expanded, is_path, resolve_source
 
-__all__ = ["Checkpoint", "find_model"]
+__all__ = ["OTHERS", "Checkpoint", "find_model"]
 
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+OTHERS = (".json", ".txt", ".model", ".jinja", ".py", ".spm", ".codes", ".tokenizer", ".tiktoken")
+"""What files of configurations, tokenizers, templates and a model's own code end with."""
+WANTED = [f"*{suffix}" for suffix in (WEIGHTS, *OTHERS)]
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -48,7 +50,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 raise InputError(f"{place}: has quantised weights, which cannot be merged; name the unquantised one")
             files = [path] if path.is_file() else _files(place)
             self.files += files
-            self.stems[part] = "model" if path.is_file() else re.split(r"-\d{5}-of-\d{5}", files[0].stem)[0]
+            self.stems[part] = "model" if path.is_file() else _stem(place, files)
             prefix = f"{part}/" if part else ""
             self._tensors |= {prefix + name: tensor for name, tensor in _mapped(place, files).items()}
         if not self._tensors:
@@ -131,6 +133,12 @@ def _files(place: Path) -> list[Path]:
             "trust it and save_pretrained it"
         )
     raise InputError(f"{place}: has no {WEIGHTS} file; name a folder that save_pretrained wrote")
+
+
+def _stem(place: Path, files: list[Path]) -> str:
+    """What the names of a folder's index and files of weights begin with."""
+    index = next(place.glob(f"*{INDEX}"), None)
+    return index.name.removesuffix(INDEX) if index else re.split(r"-\d{5}-of-\d{5}", files[0].stem)[0]
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from kdcore.merging.checkpoint import Checkpoint
 BASED = '[merges.m]\nmethod = "ties"\nbase = "b"\nsources = ["a"]\n'
 LINEAR = '[merges.m]\nmethod = "linear"\nsources = ["a", "b"]\n'
 CARRIED = ["chat_template.jinja", "vocab.txt", "tokenizer.model", "modeling_own.py", "1_Pooling/config.json"]
+CARRIED += ["source.spm", "bpe.codes", "prophetnet.tokenizer", "qwen.tiktoken"]
 LEFT = ["trainer_state.json", "adapter_config.json", "pytorch_model.bin", ".hidden.json", ".cache/x.json", "notes.md"]
 
 

@@ -53,6 +53,36 @@ def test_one_file_is_a_model(model: Path) -> None:
     assert Checkpoint(alone).config == {}
 
 
+@pytest.mark.parametrize("name", ["model.safetensors-0000{}-of-00008.safetensors", "layers_{}.safetensors"])
+def test_shards_of_other_names_have_their_stem_from_the_index(model: Path, name: str) -> None:
+    """transformers loads whatever files an index called ``model.safetensors.index.json`` names."""
+    content = json.loads((model / INDEX).read_text())
+    names = {path.name: name.format(n) for n, path in enumerate(sorted(model.glob("*.safetensors")), start=1)}
+    for old, new in names.items():
+        (model / old).rename(model / new)
+    weights = {tensor: names[file] for tensor, file in content["weight_map"].items()}
+    (model / INDEX).write_text(json.dumps({**content, "weight_map": weights}))
+    found = Checkpoint(model)
+    assert {*found} == {*weights}
+    assert found.stems == {"": "model"}
+
+
+def test_a_model_of_the_hub_is_fetched_with_all_that_is_carried_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.extend([name, *allow_patterns])
+        return str(tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_model("owner/name") == tmp_path
+    assert asked[0] == "owner/name"
+    assert {*asked[1:]} >= {"*.safetensors", "*.json", "*.py", "*.model", "*.spm"}
+
+
 def test_a_sentence_transformer_has_modules(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
