@@ -183,7 +183,11 @@ class Graph:
         if adapter is None:
             return self._stored(tensors[stored])
         changed = name if name in adapter.updates or name in adapter.replaced else stored
-        lazy = self._stored(adapter.replaced.get(changed, tensors[stored]))
+        whole = adapter.replaced.get(changed, tensors[stored])
+        if whole.shape != tensors[stored].shape:
+            shapes = f"{[*whole.shape]} there, but {[*tensors[stored].shape]} in {leaf.name}"
+            raise InputError(f"{adapter.folder}: {changed} is {shapes}; merge it with peft first")
+        lazy = self._stored(whole)
         if changed not in adapter.updates:
             return lazy
         try:
