@@ -168,6 +168,9 @@ class Graph:
         if name not in self.names[tokenizer.name]:
             return lazy
         target = self._own_tensor(tokenizer, name)
+        if lazy.shape[1:] != target.shape[1:]:
+            shapes = f"{[*lazy.shape]} in {leaf.name} but {[*target.shape]} in {tokenizer.name}"
+            raise InputError(f"{name} is {shapes}, whose tokenizer is to be taken; merge models of one kind")
         for each, its in ((leaf, lazy), (tokenizer, target)):
             highest = max(each.vocabulary.tokens.values(), default=-1)
             if highest >= its.shape[0]:

@@ -164,3 +164,13 @@ def test_a_tokenizer_that_changed_makes_another_merge(
     tokenizer(models["b"], OTHER)
     with pytest.raises(InputError, match="holds another merge"):
         merged(models, linear("a", "b"), tokenizer="a")
+
+
+def test_the_tokenizer_of_a_model_of_another_width(
+    make: Make, merged: Callable[..., Checkpoint], linear: Callable[..., str], tmp_path: Path
+) -> None:
+    models = {"a": make("a", 1), "b": make("b", 2), "c": make("c", 3, hidden_size=64)}
+    message = r"embed_tokens.weight is \[64, 32\] in a but \[64, 64\] in c, whose tokenizer is to be taken"
+    with pytest.raises(InputError, match=message):
+        merged(models, linear("a", "b"), tokenizer="c")
+    assert not [*tmp_path.glob("merged*")]
