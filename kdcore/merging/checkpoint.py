@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,8 +75,9 @@ def find_model(source: str) -> Path:
     """
     place = resolve_source(source)
     path = expanded(place)
-    if path.exists():
-        return path
+    with contextlib.suppress(OSError):  # the name is too long
+        if path.exists():
+            return path
     if is_path(place) or place.count("/") != 1:
         raise InputError(f"{place}: no such folder; name one with safetensors, or a model of the Hub as OWNER/NAME")
     from huggingface_hub import snapshot_download

@@ -38,6 +38,8 @@ def read_plan(path: Path) -> Plan:
         return _plan(_toml(text))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except RecursionError:  # an anchor in YAML may hold itself
+        raise InputError(f"{path}: holds a list or table that holds itself; write it out") from None
 
 
 def parse_size(text: str) -> int:

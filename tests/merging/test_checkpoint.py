@@ -249,6 +249,7 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
         ("a/b/c", "a/b/c: no such folder; name one with"),
         ("package:none_such", "package:none_such: .*pip install none-such"),
         ("has space/x y", "has space/x y: no such folder"),
+        ("x" * 300, "x: no such folder; name one with"),
     ],
 )
 def test_a_model_that_is_nowhere(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
