@@ -17,7 +17,7 @@ from kdcore.errors import InputError
 from kdcore.files import locked, make_durable, placed, read_json
 from kdcore.merging.carry import RECORD, carry
 from kdcore.merging.graph import Graph
-from kdcore.merging.lazy import CHUNK, LazyTensor, chunks
+from kdcore.merging.lazy import CHUNK, LazyTensor, chunks, row_elements
 from kdcore.merging.plan import Plan
 from kdcore.merging.stream import LOCK, LOG, Job, Threads, finish, stream, tidy
 
@@ -179,7 +179,8 @@ def estimate(plan: Plan, *, device: torch.device | str = "cpu", threads: int | N
             if time.perf_counter() - began > SAMPLED_SECONDS:
                 break
     seconds = (time.perf_counter() - began) * sum(output.size for output in outputs) / max(1, sampled)
-    held = CHUNK * 4 * (3 * len(graph.leaves) + 4) * pool.count
+    largest = max(max(CHUNK, row_elements(each.lazy.shape)) * each.lazy.dtype.itemsize for each in outputs)
+    held = largest * (3 * len(graph.leaves) + 4) * pool.count
     return Estimate(graph, job, read, seconds, held)
 
 

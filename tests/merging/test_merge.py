@@ -201,6 +201,15 @@ def nothing_loads(out: Path) -> None:
         Checkpoint(out.with_name("merged.unfinished"))
 
 
+def test_more_files_than_may_be_open(plan: Path, tmp_path: Path) -> None:
+    plan.write_text("shard_size = 1\n" + plan.read_text())
+    command = f"ulimit -n 40; exec {sys.executable} -m kdcore merge {plan} --out {tmp_path / 'merged'} --threads 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(".part: Too many open files; raise the limit on open files (ulimit -n)\n")
+    assert main(["merge", str(plan), "--out", str(tmp_path / "merged")]) == 0
+
+
 def test_a_disk_that_is_too_small_is_refused_first(
     fail: Fail, plan: Path, tmp_path: Path, disk: Callable[[str], Path]
 ) -> None:
@@ -292,6 +301,20 @@ def test_an_estimate_writes_nothing_and_knows_sizes(plan: Path, tmp_path: Path) 
     out = merge(read_plan(plan), tmp_path / "merged")
     assert found.written == (out / "model.safetensors").stat().st_size
     assert 0 <= found.seconds < 60
+
+
+def test_an_estimate_of_memory_counts_rows_that_are_larger_than_a_piece(
+    tmp_path: Path, plan_file: Callable[..., Path]
+) -> None:
+    """Experts in one tensor have rows of millions of entries."""
+    found = []
+    for columns in (10, 10**6):
+        (tmp_path / str(columns)).mkdir()
+        save_file({"experts": torch.zeros(2, columns, dtype=torch.bfloat16)}, tmp_path / f"{columns}/x.safetensors")
+        models = dict.fromkeys("ab", tmp_path / str(columns))
+        found.append(estimate(read_plan(plan_file(models, LINEAR)), threads=1).memory)
+    assert found[0] < 10**7
+    assert found[1] > 3 * 4 * 10**6
 
 
 @pytest.mark.parametrize(
