@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdcore.errors import InputError
 from kdcore.files import read_json
+from kdcore.merging.checkpoint import ADAPTER
 from kdcore.merging.lazy import LazyTensor
 
 __all__ = ["Adapter", "Folded"]
@@ -72,9 +73,9 @@ class Adapter:
 
     def __init__(self, folder: Path) -> None:
         config = _config(folder)
-        self.path = path = folder / "adapter_model.safetensors"
+        self.path = path = folder / ADAPTER
         if not path.is_file():
-            raise InputError(f"{folder}: has no adapter_model.safetensors; save the adapter with safetensors")
+            raise InputError(f"{folder}: has no {ADAPTER}; save the adapter with safetensors")
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:

@@ -20,10 +20,12 @@ __all__ = ["OTHERS", "Checkpoint", "find_model"]
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+ADAPTER = "adapter_model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OTHERS = (".json", ".txt", ".model", ".jinja", ".py", ".spm", ".codes", ".tokenizer", ".tiktoken")
 """What files of configurations, tokenizers, templates and a model's own code end with."""
-WANTED = [f"*{suffix}" for suffix in (WEIGHTS, *OTHERS)]
+WANTED = [*(f"*{suffix}" for suffix in (WEIGHTS, *OTHERS)), "[0-9]*_*/pytorch_model.bin"]
+"""Of a model of the Hub; a module's pickled weights too, so that they are refused and not left out."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -107,11 +109,11 @@ def _parts(path: Path) -> list[str]:
         raise InputError(f"{modules}: must hold a list of JSON objects; restore the file")
     names = [*(module.get("path") for module in listed), *_json_object(path / "model_index.json")]
     for name in names:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or name in found:
             continue
         if name in (".", "..") or Path(name).name != name:
             raise InputError(f"{path}: {name} is no folder of its own in there; restore the model's JSON files")
-        if any((path / name).glob(f"*{WEIGHTS}")):
+        if not name or any(file.suffix in (WEIGHTS, *PICKLED) for file in (path / name).rglob("*")):
             found.append(name)
     return found or [""]
 
@@ -120,6 +122,8 @@ def _files(place: Path) -> list[Path]:
     """The files of weights in a folder: those of its index, or its one file."""
     indices = sorted(place.glob(f"*{INDEX}"))
     files = sorted(place.glob(f"*{WEIGHTS}"))
+    if [path.name for path in files] == [ADAPTER]:
+        raise InputError(f"{place}: is an adapter; name the model that it is of, and the adapter beside it")
     known = [path for path in files if path.name in WHOLE]
     if len(indices) == 1:
         return [place / name for name in sorted({*_weight_map(indices[0]).values()})]

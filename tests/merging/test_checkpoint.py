@@ -160,6 +160,29 @@ def second_index(folder: Path) -> None:
     shutil.copy(folder / INDEX, folder / "other.safetensors.index.json")
 
 
+def without_its_own_weights(folder: Path) -> None:
+    """A SentenceTransformer whose first module is pickled, or lies in folders below it."""
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "2_Dense").mkdir()
+    save_file({"linear.weight": torch.zeros(2)}, folder / "2_Dense" / "model.safetensors")
+    (folder / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+
+
+def with_module(file: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+        (folder / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+
+    return damage
+
+
+def adapter(folder: Path) -> None:
+    clear(folder)
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+
+
 def clear(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -201,6 +224,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "index no JSON": (lambda f: (f / INDEX).write_text("{"), f"{INDEX}:1: no valid JSON .*; restore or delete"),
     "config no object": (lambda f: (f / "config.json").write_text("3"), "config.json: must hold a JSON object"),
     "pickles only": (pickled, r"model: has pickled weights only \(pytorch_model.bin\), which are never read; load"),
+    "a pickled module": (
+        with_module("2_Dense/pytorch_model.bin"),
+        r"2_Dense: has pickled weights only \(pytorch_model.bin\), which are never read; load",
+    ),
+    "a module of modules": (
+        with_module("2_Dense/0_Dense/model.safetensors"),
+        "2_Dense: has no .safetensors file; name",
+    ),
+    "modules without the first": (without_its_own_weights, "model: has no .safetensors file; name a folder"),
+    "an adapter alone": (adapter, "model: is an adapter; name the model that it is of, and the adapter beside it"),
     "empty folder": (clear, "model: has no .safetensors file; name a folder that save_pretrained wrote"),
     "quantised": (
         lambda f: (f / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}'),
