@@ -109,9 +109,10 @@ def _parts(path: Path) -> list[str]:
         raise InputError(f"{modules}: must hold a list of JSON objects; restore the file")
     names = [*(module.get("path") for module in listed), *_json_object(path / "model_index.json")]
     for name in names:
+        name = "" if name == "." else name
         if not isinstance(name, str) or name in found:
             continue
-        if name in (".", "..") or Path(name).name != name:
+        if name == ".." or Path(name).name != name:
             raise InputError(f"{path}: {name} is no folder of its own in there; restore the model's JSON files")
         if not name or any(file.suffix in (WEIGHTS, *PICKLED) for file in (path / name).rglob("*")):
             found.append(name)

@@ -24,6 +24,8 @@ OUTPUTS = (
     "vocab_projector.weight",
     "vocab_projector.bias",
 )
+OLDER = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm")
+"""Vocabularies of tokenizers without a ``tokenizer.json``: whether they differ is seen, but not how."""
 
 
 def has_row_for_each_token(name: str) -> bool:
@@ -65,7 +67,9 @@ class Vocabulary:
 
     def difference(self, other: Vocabulary) -> str:
         """A token that is another row in the other vocabulary, in words; empty where they agree."""
-        if not (self.is_there and other.is_there) or self._digest == other._digest:
+        if not (self.is_there and other.is_there):
+            return next((f"{name} is another" for name in OLDER if self._has_another(other, name)), "")
+        if self._digest == other._digest:
             return ""
         mine, theirs = self.tokens, other.tokens
         for token, _ in sorted(mine.items() | theirs.items(), key=lambda item: item[::-1]):
@@ -82,6 +86,13 @@ class Vocabulary:
             if row < rows:
                 places[row] = theirs.get(token, -1)
         return places
+
+    def _has_another(self, other: Vocabulary, name: str) -> bool:
+        paths = [vocabulary.path.with_name(name) for vocabulary in (self, other)]
+        if not all(path.is_file() for path in paths):
+            return False
+        mine, theirs = (path.read_bytes().split() for path in paths)  # whatever the ends of lines
+        return mine != theirs
 
     @cached_property
     def _digest(self) -> bytes:

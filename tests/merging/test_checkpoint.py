@@ -99,6 +99,9 @@ def test_a_sentence_transformer_has_modules(tmp_path: Path) -> None:
     assert {"2_Dense/linear.weight", "2_Dense/linear.bias", "embeddings.word_embeddings.weight"} <= {*found}
     assert torch.equal(found["2_Dense/linear.weight"], modules[2].linear.weight)
     assert found.stems == {"": "model", "2_Dense": "model"}
+    modules = tmp_path / "st" / "modules.json"
+    modules.write_text(modules.read_text().replace('"path": ""', '"path": "."'))
+    assert {*Checkpoint(tmp_path / "st")} == {*found}
 
 
 def diffusers(folder: Path) -> Path:

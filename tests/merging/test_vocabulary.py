@@ -174,3 +174,21 @@ def test_the_tokenizer_of_a_model_of_another_width(
     with pytest.raises(InputError, match=message):
         merged(models, linear("a", "b"), tokenizer="c")
     assert not [*tmp_path.glob("merged*")]
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model"])
+def test_vocabularies_without_a_tokenizer_of_tokenizers(
+    make: Make, merged: Callable[..., Checkpoint], linear: Callable[..., str], name: str
+) -> None:
+    models = {"a": make("a", 1), "b": make("b", 2)}
+    for folder in models.values():
+        (folder / "tokenizer.json").unlink()
+        (folder / name).write_text("cat\ndog\n")
+    assert len(merged(models, linear("a", "b"), out="alike")) > 30
+    (models["b"] / name).write_bytes(b"cat\r\ndog")
+    assert len(merged(models, linear("a", "b"), out="other-lines")) > 30
+    (models["b"] / name).write_text("dog\ncat\n")
+    with pytest.raises(InputError, match=rf"a and b have different tokenizers \({name} is another\); say whose"):
+        merged(models, linear("a", "b"))
+    with pytest.raises(InputError, match=r"tokenizer.json: missing, so rows cannot be aligned .* with save_pretrained"):
+        merged(models, linear("a", "b"), tokenizer="a")
