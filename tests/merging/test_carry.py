@@ -47,6 +47,16 @@ def test_all_files_that_are_no_weights_come_from_one_model(
     assert f"are those of **{carrier}**" in (folder / "README.md").read_text()
 
 
+def test_checkpoints_of_the_training_stay_behind(
+    llama: Callable[..., Path], models: dict[str, Path], merged: Callable[..., Checkpoint]
+) -> None:
+    shutil.copytree(llama(3), models["a"] / "checkpoint-500")
+    (models["a"] / "checkpoint-500" / "trainer_state.json").write_text("{}")
+    folder = merged(models, LINEAR).folder
+    assert not (folder / "checkpoint-500").exists()
+    assert (folder / "1_Pooling" / "config.json").exists()
+
+
 def test_the_configuration_is_changed_where_it_would_be_untrue(
     models: dict[str, Path], merged: Callable[..., Checkpoint]
 ) -> None:
