@@ -82,6 +82,15 @@ def test_the_record_and_the_card_name_no_folder_of_this_machine(
     assert "linear (weighted average" in card
 
 
+def test_the_card_is_markdown_that_names_the_base_once(
+    models: dict[str, Path], merged: Callable[..., Checkpoint]
+) -> None:
+    blocks = (merged(models, BASED).folder / "README.md").read_text().split("\n\n")
+    [listed] = [block for block in blocks if block.lstrip().startswith("- **m**")]
+    assert listed.strip().endswith("of a, base b")
+    assert any(block.startswith("Configuration, tokenizer") for block in blocks)
+
+
 def test_a_merge_of_a_merge_has_its_own_record(models: dict[str, Path], merged: Callable[..., Checkpoint]) -> None:
     first = merged(models, LINEAR, out="first").folder
     second = merged({"a": first, "b": models["b"]}, LINEAR, out="second").folder
