@@ -150,12 +150,13 @@ class Graph:
         if owner not in self.layers:
             return config
         types = [
-            self._config_of(sources[0].model).get("layer_types", [])[slice(*sources[0].layers)]
+            (self._config_of(sources[0].model).get("layer_types") or [])[slice(*sources[0].layers)]
             for sources in merge.slices
             if sources[0].layers is not None
         ]
         counts = {key: self.layers[owner] for key in LAYER_COUNTS if key in config}
-        return {**config, **counts, "layer_types": [each for found in types for each in found]}
+        stacked = {"layer_types": [each for found in types for each in found]} if any(types) else {}
+        return {**config, **counts, **stacked}
 
     # Models
 
