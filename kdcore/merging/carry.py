@@ -34,14 +34,16 @@ def carry(graph: Graph, job: Job, folder: Path, digests: Mapping[str, str], name
 
     All files that are no weights (tokenizer, chat template, generation configuration, ...) come from one model: that of
     the plan's ``tokenizer``, else the base of the merge that is written, else its first source. Its configuration is
-    changed where the merge makes it untrue. Folders of other models in there, such as a trainer's checkpoints, stay.
+    changed where the merge makes it untrue. Folders of other models in there, such as a trainer's checkpoints, stay,
+    and so does all that lies beside a file of weights alone.
 
     :param digests: of the tensors, by name.
     :param name: of the merged model, for its card.
     """
-    source = graph.leaves[graph.plan.carrier()].checkpoint.folder
+    checkpoint = graph.leaves[graph.plan.carrier()].checkpoint
+    source = checkpoint.folder
     strangers = {path.parent.name for path in source.glob(f"*/*{WEIGHTS}")} - graph.stems().keys()
-    for path in sorted([*source.glob("*"), *source.glob("*/*")]):
+    for path in [] if checkpoint.alone else sorted([*source.glob("*"), *source.glob("*/*")]):
         relative = path.relative_to(source)
         if relative.parent.as_posix() in strangers or relative.as_posix() in LEFT:
             continue

@@ -38,12 +38,14 @@ class Checkpoint(Mapping[str, Tensor]):
     :ivar config: of its ``config.json``; empty where there is none.
     :ivar files: that hold its weights.
     :ivar stems: folder of a part to what the names of its files begin with.
+    :ivar alone: whether it is one file without a configuration beside it, so that its folder need not be a model's.
     :raises InputError: there are no such weights, or they are damaged, incomplete or quantised.
     """
 
     def __init__(self, path: Path) -> None:
         self.folder = path if path.is_dir() else path.parent
         self.config: Mapping[str, Any] = _json_object(self.folder / "config.json")
+        self.alone = path.is_file() and not self.config
         self.files: list[Path] = []
         self.stems: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}

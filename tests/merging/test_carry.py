@@ -57,6 +57,16 @@ def test_checkpoints_of_the_training_stay_behind(
     assert (folder / "1_Pooling" / "config.json").exists()
 
 
+def test_nothing_is_carried_from_beside_a_file_without_a_configuration(
+    models: dict[str, Path], merged: Callable[..., Checkpoint]
+) -> None:
+    files = {name: folder / "model-00001-of-00008.safetensors" for name, folder in models.items()}
+    assert (merged(files, LINEAR, out="of-a-model").folder / "tokenizer.json").exists()
+    (models["a"] / "config.json").unlink()
+    found = merged(files, LINEAR, out="alone").folder
+    assert sorted(path.name for path in found.iterdir()) == ["README.md", "merge.json", "model.safetensors"]
+
+
 def test_the_configuration_is_changed_where_it_would_be_untrue(
     models: dict[str, Path], merged: Callable[..., Checkpoint]
 ) -> None:
