@@ -208,6 +208,8 @@ class Graph:
 
     def _check_vocabularies(self) -> None:
         if self.plan.tokenizer:
+            for leaf in self.leaves.values():
+                leaf.vocabulary.need_rows(leaf.name, leaf.checkpoint, self.leaves[self.plan.tokenizer].vocabulary)
             return
         first, *others = self.leaves.values()
         for other in others:

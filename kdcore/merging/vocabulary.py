@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,16 @@ from kdcore.errors import InputError
 
 __all__ = ["EMBEDDINGS", "HEADS", "Vocabulary", "has_row_for_each_token"]
 
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "shared.weight",
+    "tok_embeddings.weight",
+    "word_embedding.weight",
+    "backbone.embeddings.weight",
+)
 HEADS = ("lm_head.weight", "embed_out.weight")
 OUTPUTS = (
     "lm_head.bias",
@@ -77,6 +86,17 @@ class Vocabulary:
                 places = [f"row {found[token]}" if token in found else "missing" for found in (mine, theirs)]
                 return f"token {token!r} is {places[0]} here and {places[1]} there"
         return ""
+
+    def need_rows(self, model: str, tensors: Iterable[str], other: Vocabulary) -> None:
+        """Refuse a model of another vocabulary in which no tensor is known to have a row for each token.
+
+        :raises InputError: rows of different tokens would be merged.
+        """
+        if not any(map(has_row_for_each_token, tensors)) and (difference := self.difference(other)):
+            raise InputError(
+                f"{model}: has another tokenizer ({difference}), and no tensor that is known to have a row for each "
+                "token; leave it out, or give all models one tokenizer first"
+            )
 
     def places_in(self, other: Vocabulary, rows: int) -> Tensor:
         """For each of ``rows`` rows of this vocabulary its row in the other, -1 where the other lacks the token."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -192,3 +193,25 @@ def test_vocabularies_without_a_tokenizer_of_tokenizers(
         merged(models, linear("a", "b"))
     with pytest.raises(InputError, match=r"tokenizer.json: missing, so rows cannot be aligned .* with save_pretrained"):
         merged(models, linear("a", "b"), tokenizer="a")
+
+
+@pytest.mark.parametrize("name", ["layers.0.w", "embeddings.tok_embeddings.weight", "backbone.embeddings.weight"])
+def test_rows_of_other_tokens_are_aligned_or_refused(
+    tmp_path: Path, merged: Callable[..., Checkpoint], linear: Callable[..., str], name: str
+) -> None:
+    rows = torch.arange(6.0).view(3, 2)
+    models = {}
+    for model, words, tensor in (("a", "xyz", rows), ("b", "zyx", rows.flip(0))):
+        models[model] = tmp_path / model
+        models[model].mkdir()
+        save_file({name: tensor.contiguous()}, models[model] / "model.safetensors")
+        vocabulary = {word: place for place, word in enumerate(words)}
+        content = {"version": "1.0", "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": words[0]}}
+        (models[model] / "tokenizer.json").write_text(json.dumps(content))
+    if "embeddings" in name:
+        assert torch.equal(merged(models, linear("a", "b"), tokenizer="a")[name], rows)
+    else:
+        with pytest.raises(
+            InputError, match=r"^b: has another tokenizer \(token '.' is row .*\), and no tensor that is"
+        ):
+            merged(models, linear("a", "b"), tokenizer="a")
