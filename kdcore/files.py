@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: missing; the folder is incomplete") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: no valid JSON ({error.msg}); restore or delete the file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of 5000 digits, 5000 brackets
         raise InputError(f"{path}: cannot be read ({error}); restore or delete the file") from None
 
 

@@ -159,7 +159,10 @@ def test_a_folder_serves_one_process(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "missing"), ("{", "no valid JSON")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "missing"), ("{", "no valid JSON"), (100_000 * "[", "cannot be read"), (5000 * "1", "cannot be read")],
+)
 def test_unreadable_json_names_the_file(tmp_path, text, words):
     path = tmp_path / "plan.json"
     if text is not None:

@@ -40,6 +40,7 @@ COMMANDS = {
 FULL_OR_FORBIDDEN = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space there",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "name another folder",
     errno.EACCES: "change its permissions",

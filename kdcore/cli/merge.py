@@ -77,7 +77,7 @@ def merge(
         return
     assert out is not None
     progress = Progress()
-    if not verify or force or not out.exists():
+    if not verify or force or not out.is_dir() or not any(out.iterdir()):
         merging.merge(read, out, device=where, threads=threads, force=force, progress=progress)
         click.echo(f"merged    {out}")
     if verify:

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from kdcore.errors import InputError
 from kdcore.files import read_json
+from kdcore.merging.checkpoint import ADAPTER
 from kdcore.merging.lazy import LazyTensor
 
 __all__ = ["Adapter", "Folded"]
 
 PREFIX = "base_model.model."
 BASE_LAYER = ".base_layer."
+REWRITING = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin an adapter that change the model's own weights too: what is on disk is not what it was trained on."""
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 
 
@@ -70,9 +73,9 @@ class Adapter:
 
     def __init__(self, folder: Path) -> None:
         config = _config(folder)
-        self.path = path = folder / "adapter_model.safetensors"
+        self.path = path = folder / ADAPTER
         if not path.is_file():
-            raise InputError(f"{folder}: has no adapter_model.safetensors; save the adapter with safetensors")
+            raise InputError(f"{folder}: has no {ADAPTER}; save the adapter with safetensors")
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
@@ -104,6 +107,11 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise InputError(
             f"{path}: is not of a LoRA adapter, the only kind that can be folded; merge it with peft first"
         )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(REWRITING):
+        raise InputError(
+            f"{path}: init_lora_weights = {start} changed the model's own weights too; merge it with peft first"
+        )
     if not _is_number(config.get("lora_alpha", 0)):
         raise InputError(f"{path}: lora_alpha must be a number; restore the file")
     patterns = config.get("alpha_pattern") or {}
@@ -113,7 +121,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_pattern(text: str) -> bool:
@@ -132,8 +140,9 @@ def _update(folder: Path, config: Mapping[str, Any], module: str, sides: Mapping
         a, b = sides["A"], sides["B"]
     else:
         raise InputError(f"{folder}: {module} has only one of its two factors; fetch the adapter again")
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-        raise InputError(f"{folder}: the factors of {module}, {tuple(a.shape)} and {tuple(b.shape)}, do not fit")
+    if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] > 0:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InputError(f"{folder}: the factors of {module}, {shapes}, do not fit; merge it with peft first")
     rank = a.shape[0]
     alpha = _pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", rank))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

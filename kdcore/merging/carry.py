@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdcore import __version__
 from kdcore.files import write_json, write_text
+from kdcore.merging.checkpoint import OTHERS, WEIGHTS
 from kdcore.merging.graph import Graph
 from kdcore.merging.plan import Plan
 from kdcore.merging.registry import METHODS
@@ -24,7 +25,6 @@ from kdcore.model_source import is_path
 __all__ = ["RECORD", "carry"]
 
 RECORD = "merge.json"
-SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
 LEFT = ("config.json", "trainer_state.json", "adapter_config.json", RECORD)
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,15 +34,20 @@ def carry(graph: Graph, job: Job, folder: Path, digests: Mapping[str, str], name
 
     All files that are no weights (tokenizer, chat template, generation configuration, ...) come from one model: that of
     the plan's ``tokenizer``, else the base of the merge that is written, else its first source. Its configuration is
-    changed where the merge makes it untrue.
+    changed where the merge makes it untrue. Folders of other models in there, such as a trainer's checkpoints, stay,
+    and so does all that lies beside a file of weights alone.
 
     :param digests: of the tensors, by name.
     :param name: of the merged model, for its card.
     """
-    source = graph.leaves[graph.plan.carrier()].checkpoint.folder
-    for path in sorted([*source.glob("*"), *source.glob("*/*")]):
+    checkpoint = graph.leaves[graph.plan.carrier()].checkpoint
+    source = checkpoint.folder
+    strangers = {path.parent.name for path in source.glob(f"*/*{WEIGHTS}")} - graph.stems().keys()
+    for path in [] if checkpoint.alone else sorted([*source.glob("*"), *source.glob("*/*")]):
         relative = path.relative_to(source)
-        if path.is_file() and path.suffix in SUFFIXES and relative.as_posix() not in LEFT and _is_kept(relative):
+        if relative.parent.as_posix() in strangers or relative.as_posix() in LEFT:
+            continue
+        if path.is_file() and path.suffix in OTHERS and _is_kept(relative):
             target = folder / relative
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)

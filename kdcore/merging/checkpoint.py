@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,17 @@ from kdcore.errors import InputError
 from kdcore.files import read_json
 from kdcore.model_source import expanded, is_path, resolve_source
 
-__all__ = ["Checkpoint", "find_model"]
+__all__ = ["OTHERS", "Checkpoint", "find_model"]
 
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
 WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+ADAPTER = "adapter_model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+OTHERS = (".json", ".txt", ".model", ".jinja", ".py", ".spm", ".codes", ".tokenizer", ".tiktoken")
+"""What files of configurations, tokenizers, templates and a model's own code end with."""
+WANTED = [*(f"*{suffix}" for suffix in (WEIGHTS, *OTHERS)), "[0-9]*_*/pytorch_model.bin"]
+"""Of a model of the Hub; a module's pickled weights too, so that they are refused and not left out."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -33,12 +38,14 @@ class Checkpoint(Mapping[str, Tensor]):
     :ivar config: of its ``config.json``; empty where there is none.
     :ivar files: that hold its weights.
     :ivar stems: folder of a part to what the names of its files begin with.
+    :ivar alone: whether it is one file without a configuration beside it, so that its folder need not be a model's.
     :raises InputError: there are no such weights, or they are damaged, incomplete or quantised.
     """
 
     def __init__(self, path: Path) -> None:
         self.folder = path if path.is_dir() else path.parent
         self.config: Mapping[str, Any] = _json_object(self.folder / "config.json")
+        self.alone = path.is_file() and not self.config
         self.files: list[Path] = []
         self.stems: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -48,7 +55,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 raise InputError(f"{place}: has quantised weights, which cannot be merged; name the unquantised one")
             files = [path] if path.is_file() else _files(place)
             self.files += files
-            self.stems[part] = "model" if path.is_file() else re.split(r"-\d{5}-of-\d{5}", files[0].stem)[0]
+            self.stems[part] = "model" if path.is_file() else _stem(place, files)
             prefix = f"{part}/" if part else ""
             self._tensors |= {prefix + name: tensor for name, tensor in _mapped(place, files).items()}
         if not self._tensors:
@@ -72,8 +79,9 @@ def find_model(source: str) -> Path:
     """
     place = resolve_source(source)
     path = expanded(place)
-    if path.exists():
-        return path
+    with contextlib.suppress(OSError):  # the name is too long
+        if path.exists():
+            return path
     if is_path(place) or place.count("/") != 1:
         raise InputError(f"{place}: no such folder; name one with safetensors, or a model of the Hub as OWNER/NAME")
     from huggingface_hub import snapshot_download
@@ -103,11 +111,12 @@ def _parts(path: Path) -> list[str]:
         raise InputError(f"{modules}: must hold a list of JSON objects; restore the file")
     names = [*(module.get("path") for module in listed), *_json_object(path / "model_index.json")]
     for name in names:
-        if not isinstance(name, str) or not name:
+        name = "" if name == "." else name
+        if not isinstance(name, str) or name in found:
             continue
-        if name in (".", "..") or Path(name).name != name:
+        if name == ".." or Path(name).name != name:
             raise InputError(f"{path}: {name} is no folder of its own in there; restore the model's JSON files")
-        if any((path / name).glob(f"*{WEIGHTS}")):
+        if not name or any(file.suffix in (WEIGHTS, *PICKLED) for file in (path / name).rglob("*")):
             found.append(name)
     return found or [""]
 
@@ -116,6 +125,8 @@ def _files(place: Path) -> list[Path]:
     """The files of weights in a folder: those of its index, or its one file."""
     indices = sorted(place.glob(f"*{INDEX}"))
     files = sorted(place.glob(f"*{WEIGHTS}"))
+    if [path.name for path in files] == [ADAPTER]:
+        raise InputError(f"{place}: is an adapter; name the model that it is of, and the adapter beside it")
     known = [path for path in files if path.name in WHOLE]
     if len(indices) == 1:
         return [place / name for name in sorted({*_weight_map(indices[0]).values()})]
@@ -131,6 +142,12 @@ def _files(place: Path) -> list[Path]:
             "trust it and save_pretrained it"
         )
     raise InputError(f"{place}: has no {WEIGHTS} file; name a folder that save_pretrained wrote")
+
+
+def _stem(place: Path, files: list[Path]) -> str:
+    """What the names of a folder's index and files of weights begin with."""
+    index = next(place.glob(f"*{INDEX}"), None)
+    return index.name.removesuffix(INDEX) if index else re.split(r"-\d{5}-of-\d{5}", files[0].stem)[0]
 
 
 def _weight_map(index: Path) -> dict[str, str]:

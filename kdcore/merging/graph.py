@@ -120,6 +120,13 @@ class Graph:
         adapters = [leaf.adapter.path for leaf in self.leaves.values() if leaf.adapter is not None]
         return [*found, *adapters]
 
+    def settings(self) -> list[Path]:
+        """All files beside the weights that decide what becomes of them."""
+        found = [leaf.checkpoint.folder / "config.json" for leaf in self.leaves.values()]
+        found += [leaf.vocabulary.path for leaf in self.leaves.values()]
+        found += [leaf.adapter.folder / "adapter_config.json" for leaf in self.leaves.values() if leaf.adapter]
+        return [path for path in found if path.is_file()]
+
     def stems(self) -> dict[str, str]:
         """Part to the name of its files, as in the model that the result is carried from."""
         return dict(self.leaves[self.plan.carrier()].checkpoint.stems)
@@ -143,12 +150,13 @@ class Graph:
         if owner not in self.layers:
             return config
         types = [
-            self._config_of(sources[0].model).get("layer_types", [])[slice(*sources[0].layers)]
+            (self._config_of(sources[0].model).get("layer_types") or [])[slice(*sources[0].layers)]
             for sources in merge.slices
             if sources[0].layers is not None
         ]
         counts = {key: self.layers[owner] for key in LAYER_COUNTS if key in config}
-        return {**config, **counts, "layer_types": [each for found in types for each in found]}
+        stacked = {"layer_types": [each for found in types for each in found]} if any(types) else {}
+        return {**config, **counts, **stacked}
 
     # Models
 
@@ -161,6 +169,9 @@ class Graph:
         if name not in self.names[tokenizer.name]:
             return lazy
         target = self._own_tensor(tokenizer, name)
+        if lazy.shape[1:] != target.shape[1:]:
+            shapes = f"{[*lazy.shape]} in {leaf.name} but {[*target.shape]} in {tokenizer.name}"
+            raise InputError(f"{name} is {shapes}, whose tokenizer is to be taken; merge models of one kind")
         for each, its in ((leaf, lazy), (tokenizer, target)):
             highest = max(each.vocabulary.tokens.values(), default=-1)
             if highest >= its.shape[0]:
@@ -176,7 +187,11 @@ class Graph:
         if adapter is None:
             return self._stored(tensors[stored])
         changed = name if name in adapter.updates or name in adapter.replaced else stored
-        lazy = self._stored(adapter.replaced.get(changed, tensors[stored]))
+        whole = adapter.replaced.get(changed, tensors[stored])
+        if whole.shape != tensors[stored].shape:
+            shapes = f"{[*whole.shape]} there, but {[*tensors[stored].shape]} in {leaf.name}"
+            raise InputError(f"{adapter.folder}: {changed} is {shapes}; merge it with peft first")
+        lazy = self._stored(whole)
         if changed not in adapter.updates:
             return lazy
         try:
@@ -193,6 +208,8 @@ class Graph:
 
     def _check_vocabularies(self) -> None:
         if self.plan.tokenizer:
+            for leaf in self.leaves.values():
+                leaf.vocabulary.need_rows(leaf.name, leaf.checkpoint, self.leaves[self.plan.tokenizer].vocabulary)
             return
         first, *others = self.leaves.values()
         for other in others:

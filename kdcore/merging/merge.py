@@ -17,7 +17,7 @@ from kdcore.errors import InputError
 from kdcore.files import locked, make_durable, placed, read_json
 from kdcore.merging.carry import RECORD, carry
 from kdcore.merging.graph import Graph
-from kdcore.merging.lazy import CHUNK, LazyTensor, chunks
+from kdcore.merging.lazy import CHUNK, LazyTensor, chunks, row_elements
 from kdcore.merging.plan import Plan
 from kdcore.merging.stream import LOCK, LOG, Job, Threads, finish, stream, tidy
 
@@ -80,7 +80,7 @@ def _remove_traces(out: Path) -> None:
 
 def _replace(target: Path, made: Path) -> None:
     """Give a folder its place, so that at any moment there is a whole one there, or none."""
-    earlier = target.with_name(target.name + EARLIER)
+    earlier = made.with_name(made.name + EARLIER)
     if target.exists():
         shutil.rmtree(earlier, ignore_errors=True)
         target.rename(earlier)
@@ -90,7 +90,13 @@ def _replace(target: Path, made: Path) -> None:
 
 def _is_done(out: Path, job: Job) -> bool:
     record = read_json(out / RECORD) if (out / RECORD).is_file() else {}
-    return isinstance(record, dict) and record.get("fingerprint") == job.fingerprint
+    if not isinstance(record, dict) or record.get("fingerprint") != job.fingerprint:
+        return False
+    for shard in job.layout.shards:
+        path = out / shard.file
+        if not path.is_file() or path.stat().st_size != shard.size:
+            raise InputError(f"{path}: is missing or of another size; merge again with --force")
+    return True
 
 
 def _refuse_occupied(out: Path, graph: Graph, force: bool) -> None:
@@ -173,7 +179,8 @@ def estimate(plan: Plan, *, device: torch.device | str = "cpu", threads: int | N
             if time.perf_counter() - began > SAMPLED_SECONDS:
                 break
     seconds = (time.perf_counter() - began) * sum(output.size for output in outputs) / max(1, sampled)
-    held = CHUNK * 4 * (3 * len(graph.leaves) + 4) * pool.count
+    largest = max(max(CHUNK, row_elements(each.lazy.shape)) * each.lazy.dtype.itemsize for each in outputs)
+    held = largest * (3 * len(graph.leaves) + 4) * pool.count
     return Estimate(graph, job, read, seconds, held)
 
 

@@ -61,7 +61,7 @@ def plan_of_yaml(text: str) -> Plan:
     """
     try:
         documents = [found for found in yaml.safe_load_all(text) if found is not None]
-    except yaml.YAMLError as error:
+    except Exception as error:  # besides its own those of a date that is none, a bad !!bool, 5000 brackets
         raise InputError(f"no valid YAML: {' '.join(str(error).split())}") from None
     if not documents or not all(isinstance(found, dict) for found in documents):
         raise InputError("is no configuration of mergekit; write merge_method and models")

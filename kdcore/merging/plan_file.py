@@ -31,13 +31,15 @@ def read_plan(path: Path) -> Plan:
     """
     text = read_written(path, "'kdcore merge --help' shows a plan")
     try:
-        if path.suffix in (".yaml", ".yml"):
+        if path.suffix.lower() in (".yaml", ".yml"):
             from kdcore.merging.mergekit import plan_of_yaml
 
             return plan_of_yaml(text)
         return _plan(_toml(text))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except RecursionError:  # an anchor in YAML may hold itself
+        raise InputError(f"{path}: its lists and tables are nested too deeply; write them out") from None
 
 
 def parse_size(text: str) -> int:

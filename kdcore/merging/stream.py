@@ -99,7 +99,7 @@ class Job:
         outputs = graph.outputs()
         specs = [TensorSpec(output.name, output.dtype, output.lazy.shape) for output in outputs]
         layout = lay_out(specs, graph.plan.shard_size, graph.stems())
-        files = [path.resolve() for path in graph.files()]
+        files = [path.resolve() for path in [*graph.files(), *graph.settings()]]
         facts = {
             "kdcore": __version__,
             "plan": attrs.asdict(graph.plan),

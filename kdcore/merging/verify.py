@@ -91,10 +91,10 @@ def verify(
             output.lazy.prepare(threads.map)
             for bounds in _sample(output):
                 rows = output.lazy.rows(*bounds)
-                found = tensor if not tensor.shape else tensor[slice(*bounds)]
+                found = (tensor if not tensor.shape else tensor[slice(*bounds)]).double()
                 if not torch.isfinite(found).all() and torch.isfinite(rows).all():
                     raise InputError(f"{out}: {output.name} holds what is no number; use a wider dtype")
-                steps = _steps(found, rows, _scale(output.lazy, bounds))
+                steps = _steps(found, rows, _scale(output.lazy, bounds), output.dtype)
                 compared += steps.numel()
                 beyond += int((steps > 1).sum())
                 if steps.numel() and steps.max().item() > worst:
@@ -124,11 +124,11 @@ def _scale(lazy: LazyTensor, bounds: tuple[int, int]) -> float:
     return largest + sum(_scale(each, bounds) for each in lazy.inputs)
 
 
-def _steps(found: torch.Tensor, exact: torch.Tensor, scale: float) -> torch.Tensor:
+def _steps(found: torch.Tensor, exact: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
     """The distance in steps of the dtype at that magnitude, or of float32 at ``scale`` where those are larger."""
-    limits = torch.finfo(found.dtype)
+    limits = torch.finfo(dtype)
     exact = exact.cpu()
     magnitude = exact.abs().clamp_min(limits.smallest_normal)
     step = (torch.exp2(magnitude.log2().floor()) * limits.eps).clamp_min(scale * WORKING)
-    distance = (found.double() - exact).abs()
+    distance = (found - exact).abs()
     return torch.nan_to_num(distance / step, nan=0.0)

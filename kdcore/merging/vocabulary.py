@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,16 @@ from kdcore.errors import InputError
 
 __all__ = ["EMBEDDINGS", "HEADS", "Vocabulary", "has_row_for_each_token"]
 
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "shared.weight",
+    "tok_embeddings.weight",
+    "word_embedding.weight",
+    "backbone.embeddings.weight",
+)
 HEADS = ("lm_head.weight", "embed_out.weight")
 OUTPUTS = (
     "lm_head.bias",
@@ -24,6 +33,8 @@ OUTPUTS = (
     "vocab_projector.weight",
     "vocab_projector.bias",
 )
+OLDER = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm")
+"""Vocabularies of tokenizers without a ``tokenizer.json``: whether they differ is seen, but not how."""
 
 
 def has_row_for_each_token(name: str) -> bool:
@@ -65,7 +76,9 @@ class Vocabulary:
 
     def difference(self, other: Vocabulary) -> str:
         """A token that is another row in the other vocabulary, in words; empty where they agree."""
-        if not (self.is_there and other.is_there) or self._digest == other._digest:
+        if not (self.is_there and other.is_there):
+            return next((f"{name} is another" for name in OLDER if self._has_another(other, name)), "")
+        if self._digest == other._digest:
             return ""
         mine, theirs = self.tokens, other.tokens
         for token, _ in sorted(mine.items() | theirs.items(), key=lambda item: item[::-1]):
@@ -73,6 +86,17 @@ class Vocabulary:
                 places = [f"row {found[token]}" if token in found else "missing" for found in (mine, theirs)]
                 return f"token {token!r} is {places[0]} here and {places[1]} there"
         return ""
+
+    def need_rows(self, model: str, tensors: Iterable[str], other: Vocabulary) -> None:
+        """Refuse a model of another vocabulary in which no tensor is known to have a row for each token.
+
+        :raises InputError: rows of different tokens would be merged.
+        """
+        if not any(map(has_row_for_each_token, tensors)) and (difference := self.difference(other)):
+            raise InputError(
+                f"{model}: has another tokenizer ({difference}), and no tensor that is known to have a row for each "
+                "token; leave it out, or give all models one tokenizer first"
+            )
 
     def places_in(self, other: Vocabulary, rows: int) -> Tensor:
         """For each of ``rows`` rows of this vocabulary its row in the other, -1 where the other lacks the token."""
@@ -82,6 +106,13 @@ class Vocabulary:
             if row < rows:
                 places[row] = theirs.get(token, -1)
         return places
+
+    def _has_another(self, other: Vocabulary, name: str) -> bool:
+        paths = [vocabulary.path.with_name(name) for vocabulary in (self, other)]
+        if not all(path.is_file() for path in paths):
+            return False
+        mine, theirs = (path.read_bytes().split() for path in paths)  # whatever the ends of lines
+        return mine != theirs
 
     @cached_property
     def _digest(self) -> bytes:

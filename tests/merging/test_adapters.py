@@ -72,6 +72,7 @@ def check(found: Checkpoint, base: Path, updates: Mapping[str, Tensor]) -> None:
     [
         ({}, (2.0, 2.0, 2.0)),
         ({"lora_alpha": 2}, (0.5, 0.5, 0.5)),
+        ({"init_lora_weights": "gaussian"}, (2.0, 2.0, 2.0)),
         ({"use_rslora": True}, (8 / math.sqrt(RANK),) * 3),
         ({"alpha_pattern": {"q_proj": 12, "layers.3.mlp.up_proj": 16}}, (3.0, 4.0, 2.0)),
         ({"alpha_pattern": {r"layers\.\d\.mlp\..*": 1, "proj": 99}}, (2.0, 0.25, 0.25)),
@@ -203,8 +204,26 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Tensor] | None, str]] = {
     "other ranks": (
         {},
         {"lm_head.lora_A.weight": torch.ones(4, 32), "lm_head.lora_B.weight": torch.ones(64, 3)},
-        r"adapter: the factors of lm_head, \(4, 32\) and \(64, 3\), do not fit",
+        r"adapter: the factors of lm_head, \(4, 32\) and \(64, 3\), do not fit; merge it with peft first",
     ),
+    "no rank": (
+        {},
+        {"lm_head.lora_A.weight": torch.ones(0, 32), "lm_head.lora_B.weight": torch.ones(64, 0)},
+        r"adapter: the factors of lm_head, \(0, 32\) and \(64, 0\), do not fit; merge it with peft first",
+    ),
+    "a convolution": (
+        {},
+        {"lm_head.lora_A.weight": torch.ones(4, 32, 1), "lm_head.lora_B.weight": torch.ones(64, 4, 1)},
+        r"adapter: the factors of lm_head, .*, do not fit; merge it with peft first",
+    ),
+    "a vocabulary of its own": (
+        {},
+        {"model.embed_tokens.weight": torch.ones(66, 32), "lm_head.weight": torch.ones(66, 32)},
+        r"adapter: model.embed_tokens.weight is \[66, 32\] there, but \[64, 32\] in a; merge it with peft first",
+    ),
+    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, None, "init_lora_weights = pissa_niter_4 changed .* with peft"),
+    "OLoRA": ({"init_lora_weights": "olora"}, None, "init_lora_weights = olora changed the model's own"),
+    "alpha that is none": ({"lora_alpha": math.nan}, None, "adapter_config.json: lora_alpha must be a number"),
     "a bias of a factor": (
         {"lora_bias": True},
         {
@@ -305,12 +324,25 @@ def test_as_peft_merges_it(
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
 
 
-def test_the_adapter_file_is_a_source_of_the_fingerprint(
-    llama: Callable[..., Path], merged: Callable[..., Checkpoint], adapter: Callable[..., Path]
+def double_the_weights(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def double_the_scale(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 16}))
+
+
+@pytest.mark.parametrize("change", [double_the_weights, double_the_scale])
+def test_an_adapter_that_changed_makes_another_merge(
+    llama: Callable[..., Path],
+    merged: Callable[..., Checkpoint],
+    adapter: Callable[..., Path],
+    change: Callable[[Path], None],
 ) -> None:
     folder = adapter()
     merged({"a": (llama(1), folder)}, KEEP)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({name: 2 * tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    change(folder)
     with pytest.raises(InputError, match="holds another merge"):
         merged({"a": (llama(1), folder)}, KEEP)

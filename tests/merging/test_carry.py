@@ -15,6 +15,7 @@ from kdcore.merging.checkpoint import Checkpoint
 BASED = '[merges.m]\nmethod = "ties"\nbase = "b"\nsources = ["a"]\n'
 LINEAR = '[merges.m]\nmethod = "linear"\nsources = ["a", "b"]\n'
 CARRIED = ["chat_template.jinja", "vocab.txt", "tokenizer.model", "modeling_own.py", "1_Pooling/config.json"]
+CARRIED += ["source.spm", "bpe.codes", "prophetnet.tokenizer", "qwen.tiktoken"]
 LEFT = ["trainer_state.json", "adapter_config.json", "pytorch_model.bin", ".hidden.json", ".cache/x.json", "notes.md"]
 
 
@@ -46,6 +47,26 @@ def test_all_files_that_are_no_weights_come_from_one_model(
     assert f"are those of **{carrier}**" in (folder / "README.md").read_text()
 
 
+def test_checkpoints_of_the_training_stay_behind(
+    llama: Callable[..., Path], models: dict[str, Path], merged: Callable[..., Checkpoint]
+) -> None:
+    shutil.copytree(llama(3), models["a"] / "checkpoint-500")
+    (models["a"] / "checkpoint-500" / "trainer_state.json").write_text("{}")
+    folder = merged(models, LINEAR).folder
+    assert not (folder / "checkpoint-500").exists()
+    assert (folder / "1_Pooling" / "config.json").exists()
+
+
+def test_nothing_is_carried_from_beside_a_file_without_a_configuration(
+    models: dict[str, Path], merged: Callable[..., Checkpoint]
+) -> None:
+    files = {name: folder / "model-00001-of-00008.safetensors" for name, folder in models.items()}
+    assert (merged(files, LINEAR, out="of-a-model").folder / "tokenizer.json").exists()
+    (models["a"] / "config.json").unlink()
+    found = merged(files, LINEAR, out="alone").folder
+    assert sorted(path.name for path in found.iterdir()) == ["README.md", "merge.json", "model.safetensors"]
+
+
 def test_the_configuration_is_changed_where_it_would_be_untrue(
     models: dict[str, Path], merged: Callable[..., Checkpoint]
 ) -> None:
@@ -69,6 +90,15 @@ def test_the_record_and_the_card_name_no_folder_of_this_machine(
     assert "A merge of 2 models: 39 tensors" in card
     assert "| a | a |" in card
     assert "linear (weighted average" in card
+
+
+def test_the_card_is_markdown_that_names_the_base_once(
+    models: dict[str, Path], merged: Callable[..., Checkpoint]
+) -> None:
+    blocks = (merged(models, BASED).folder / "README.md").read_text().split("\n\n")
+    [listed] = [block for block in blocks if block.lstrip().startswith("- **m**")]
+    assert listed.strip().endswith("of a, base b")
+    assert any(block.startswith("Configuration, tokenizer") for block in blocks)
 
 
 def test_a_merge_of_a_merge_has_its_own_record(models: dict[str, Path], merged: Callable[..., Checkpoint]) -> None:

@@ -53,6 +53,36 @@ def test_one_file_is_a_model(model: Path) -> None:
     assert Checkpoint(alone).config == {}
 
 
+@pytest.mark.parametrize("name", ["model.safetensors-0000{}-of-00008.safetensors", "layers_{}.safetensors"])
+def test_shards_of_other_names_have_their_stem_from_the_index(model: Path, name: str) -> None:
+    """transformers loads whatever files an index called ``model.safetensors.index.json`` names."""
+    content = json.loads((model / INDEX).read_text())
+    names = {path.name: name.format(n) for n, path in enumerate(sorted(model.glob("*.safetensors")), start=1)}
+    for old, new in names.items():
+        (model / old).rename(model / new)
+    weights = {tensor: names[file] for tensor, file in content["weight_map"].items()}
+    (model / INDEX).write_text(json.dumps({**content, "weight_map": weights}))
+    found = Checkpoint(model)
+    assert {*found} == {*weights}
+    assert found.stems == {"": "model"}
+
+
+def test_a_model_of_the_hub_is_fetched_with_all_that_is_carried_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.extend([name, *allow_patterns])
+        return str(tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_model("owner/name") == tmp_path
+    assert asked[0] == "owner/name"
+    assert {*asked[1:]} >= {"*.safetensors", "*.json", "*.py", "*.model", "*.spm"}
+
+
 def test_a_sentence_transformer_has_modules(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
@@ -69,6 +99,9 @@ def test_a_sentence_transformer_has_modules(tmp_path: Path) -> None:
     assert {"2_Dense/linear.weight", "2_Dense/linear.bias", "embeddings.word_embeddings.weight"} <= {*found}
     assert torch.equal(found["2_Dense/linear.weight"], modules[2].linear.weight)
     assert found.stems == {"": "model", "2_Dense": "model"}
+    modules = tmp_path / "st" / "modules.json"
+    modules.write_text(modules.read_text().replace('"path": ""', '"path": "."'))
+    assert {*Checkpoint(tmp_path / "st")} == {*found}
 
 
 def diffusers(folder: Path) -> Path:
@@ -130,6 +163,29 @@ def second_index(folder: Path) -> None:
     shutil.copy(folder / INDEX, folder / "other.safetensors.index.json")
 
 
+def without_its_own_weights(folder: Path) -> None:
+    """A SentenceTransformer whose first module is pickled, or lies in folders below it."""
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "2_Dense").mkdir()
+    save_file({"linear.weight": torch.zeros(2)}, folder / "2_Dense" / "model.safetensors")
+    (folder / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+
+
+def with_module(file: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+        (folder / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+
+    return damage
+
+
+def adapter(folder: Path) -> None:
+    clear(folder)
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+
+
 def clear(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -171,6 +227,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "index no JSON": (lambda f: (f / INDEX).write_text("{"), f"{INDEX}:1: no valid JSON .*; restore or delete"),
     "config no object": (lambda f: (f / "config.json").write_text("3"), "config.json: must hold a JSON object"),
     "pickles only": (pickled, r"model: has pickled weights only \(pytorch_model.bin\), which are never read; load"),
+    "a pickled module": (
+        with_module("2_Dense/pytorch_model.bin"),
+        r"2_Dense: has pickled weights only \(pytorch_model.bin\), which are never read; load",
+    ),
+    "a module of modules": (
+        with_module("2_Dense/0_Dense/model.safetensors"),
+        "2_Dense: has no .safetensors file; name",
+    ),
+    "modules without the first": (without_its_own_weights, "model: has no .safetensors file; name a folder"),
+    "an adapter alone": (adapter, "model: is an adapter; name the model that it is of, and the adapter beside it"),
     "empty folder": (clear, "model: has no .safetensors file; name a folder that save_pretrained wrote"),
     "quantised": (
         lambda f: (f / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}'),
@@ -219,6 +285,7 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
         ("a/b/c", "a/b/c: no such folder; name one with"),
         ("package:none_such", "package:none_such: .*pip install none-such"),
         ("has space/x y", "has space/x y: no such folder"),
+        ("x" * 300, "x: no such folder; name one with"),
     ],
 )
 def test_a_model_that_is_nowhere(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -260,6 +261,17 @@ def test_a_model_of_two_models_layers(tmp_path: Path, merged: Merged) -> None:
     a.model.norm, a.lm_head = b.model.norm, b.lm_head
     with torch.no_grad():
         torch.testing.assert_close(made(ids, use_cache=False).logits, a(ids, use_cache=False).logits)
+
+
+def test_slices_of_models_whose_layers_have_no_types(llama: Build, merged: Merged, tmp_path: Path) -> None:
+    models = {}
+    for seed, name in enumerate("ab"):
+        models[name] = Path(shutil.copytree(llama(seed), tmp_path / name))
+        config = json.loads((models[name] / "config.json").read_text())
+        (models[name] / "config.json").write_text(json.dumps({**config, "layer_types": None}))
+    config = merged(models, SLICES).config
+    assert config["num_hidden_layers"] == 6
+    assert config["layer_types"] is None
 
 
 def test_slices_that_are_merged_themselves(llama: Build, merged: Merged) -> None:

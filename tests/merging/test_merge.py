@@ -51,6 +51,20 @@ def test_this_merge_already(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_this_merge_without_all_its_weights(
+    fail: Fail, plan: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    out = tmp_path / "merged"
+    assert main(["merge", str(plan), "--out", str(out)]) == 0
+    before = (out / "model.safetensors").read_bytes()
+    damage(out / "model.safetensors")
+    line = fail("merge", plan, "--out", out)
+    assert line.endswith("model.safetensors: is missing or of another size; merge again with --force")
+    assert main(["merge", str(plan), "--out", str(out), "--force"]) == 0
+    assert (out / "model.safetensors").read_bytes() == before
+
+
 def test_another_merge_is_replaced_only_by_force(fail: Fail, plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     assert main(["merge", str(plan), "--out", str(out)]) == 0
@@ -64,6 +78,21 @@ def test_another_merge_is_replaced_only_by_force(fail: Fail, plan: Path, tmp_pat
     assert {tensor.dtype for tensor in Checkpoint(out).values()} == {torch.float16}
     assert not (out / "notes.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "models", "plan.toml"]
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_folders_beside_the_merge_are_left_alone(
+    plan: Path, tmp_path: Path, files_of: Callable[..., dict[str, bytes]], force: tuple[str, ...]
+) -> None:
+    kept = {}
+    for name in ("merged.earlier", "merged.old", "merged.tmp", "merged-1"):
+        kept[name] = files_of(Path(shutil.copytree(tmp_path / "models" / "a", tmp_path / name)))
+    assert main(["merge", str(plan), "--out", str(tmp_path / "merged")]) == 0
+    plan.write_text('dtype = "float16"\n' + plan.read_text())
+    if force:
+        assert main(["merge", str(plan), "--out", str(tmp_path / "merged"), *force]) == 0
+    assert {name: files_of(tmp_path / name) for name in kept} == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "models", "plan.toml", *kept}
 
 
 def test_a_link_to_a_folder_is_followed(plan: Path, tmp_path: Path) -> None:
@@ -114,9 +143,10 @@ def test_a_folder_that_cannot_be_written(
     assert files_of(tmp_path) == before
 
 
-def test_an_empty_folder_is_as_good_as_none(plan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verify", [(), ("--verify",)])
+def test_an_empty_folder_is_as_good_as_none(plan: Path, tmp_path: Path, verify: tuple[str, ...]) -> None:
     (tmp_path / "merged").mkdir()
-    assert main(["merge", str(plan), "--out", str(tmp_path / "merged")]) == 0
+    assert main(["merge", str(plan), "--out", str(tmp_path / "merged"), *verify]) == 0
     assert len(Checkpoint(tmp_path / "merged")) > 30
 
 
@@ -169,6 +199,15 @@ def nothing_loads(out: Path) -> None:
     assert not out.exists()
     with pytest.raises(InputError):
         Checkpoint(out.with_name("merged.unfinished"))
+
+
+def test_more_files_than_may_be_open(plan: Path, tmp_path: Path) -> None:
+    plan.write_text("shard_size = 1\n" + plan.read_text())
+    command = f"ulimit -n 40; exec {sys.executable} -m kdcore merge {plan} --out {tmp_path / 'merged'} --threads 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(".part: Too many open files; raise the limit on open files (ulimit -n)\n")
+    assert main(["merge", str(plan), "--out", str(tmp_path / "merged")]) == 0
 
 
 def test_a_disk_that_is_too_small_is_refused_first(
@@ -262,6 +301,20 @@ def test_an_estimate_writes_nothing_and_knows_sizes(plan: Path, tmp_path: Path) 
     out = merge(read_plan(plan), tmp_path / "merged")
     assert found.written == (out / "model.safetensors").stat().st_size
     assert 0 <= found.seconds < 60
+
+
+def test_an_estimate_of_memory_counts_rows_that_are_larger_than_a_piece(
+    tmp_path: Path, plan_file: Callable[..., Path]
+) -> None:
+    """Experts in one tensor have rows of millions of entries."""
+    found = []
+    for columns in (10, 10**6):
+        (tmp_path / str(columns)).mkdir()
+        save_file({"experts": torch.zeros(2, columns, dtype=torch.bfloat16)}, tmp_path / f"{columns}/x.safetensors")
+        models = dict.fromkeys("ab", tmp_path / str(columns))
+        found.append(estimate(read_plan(plan_file(models, LINEAR)), threads=1).memory)
+    assert found[0] < 10**7
+    assert found[1] > 3 * 4 * 10**6
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,11 @@ CUT = "{model: a, layer_range: [0, 2]}"
     ("text", "words"),
     [
         ("models: [", "no valid YAML"),
+        ("name: 2001-99-99", "no valid YAML: month must be in 1..12"),
+        ("name: !!int x", "no valid YAML"),
+        ("name: !!bool x", "no valid YAML"),
+        ("name: !!timestamp x", "no valid YAML"),
+        ("name: " + 5000 * "[", "no valid YAML"),
         ("- linear", "is no configuration of mergekit"),
         ("", "is no configuration of mergekit"),
         (f"{{{TWO}}}", "merge_method = "),

@@ -55,6 +55,16 @@ def test_what_a_merge_wrote_passes(check: Callable[..., Verification], tmp_path:
     assert found.beyond <= 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_a_byte(plan_file: Callable[..., Path], tmp_path: Path, dtype: torch.dtype) -> None:
+    (tmp_path / "model").mkdir()
+    save_file({"w": torch.linspace(-3, 3, 40).view(5, 8).to(dtype)}, tmp_path / "model" / "model.safetensors")
+    plan = read_plan(plan_file(dict.fromkeys("ab", tmp_path / "model"), LINEAR))
+    merge(plan, tmp_path / "merged", threads=1)
+    with Threads(1) as threads:
+        assert verify(plan, tmp_path / "merged", threads).beyond == 0
+
+
 def test_differences_that_are_small_against_what_they_are_of(
     check: Callable[..., Verification], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -154,3 +155,63 @@ def test_a_tokenizer_with_more_tokens_than_rows(
     models = {"a": make("a", 1), "b": make("b", 2, added=many)}
     with pytest.raises(InputError, match=r"embed_tokens.weight: b has 64 rows, but its tokenizer row \d+ too"):
         merged(models, linear("a", "b"), tokenizer="a")
+
+
+def test_a_tokenizer_that_changed_makes_another_merge(
+    make: Make, merged: Callable[..., Checkpoint], linear: Callable[..., str], tokenizer: Callable[..., None]
+) -> None:
+    models = {"a": make("a", 1), "b": make("b", 2)}
+    merged(models, linear("a", "b"), tokenizer="a")
+    tokenizer(models["b"], OTHER)
+    with pytest.raises(InputError, match="holds another merge"):
+        merged(models, linear("a", "b"), tokenizer="a")
+
+
+def test_the_tokenizer_of_a_model_of_another_width(
+    make: Make, merged: Callable[..., Checkpoint], linear: Callable[..., str], tmp_path: Path
+) -> None:
+    models = {"a": make("a", 1), "b": make("b", 2), "c": make("c", 3, hidden_size=64)}
+    message = r"embed_tokens.weight is \[64, 32\] in a but \[64, 64\] in c, whose tokenizer is to be taken"
+    with pytest.raises(InputError, match=message):
+        merged(models, linear("a", "b"), tokenizer="c")
+    assert not [*tmp_path.glob("merged*")]
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model"])
+def test_vocabularies_without_a_tokenizer_of_tokenizers(
+    make: Make, merged: Callable[..., Checkpoint], linear: Callable[..., str], name: str
+) -> None:
+    models = {"a": make("a", 1), "b": make("b", 2)}
+    for folder in models.values():
+        (folder / "tokenizer.json").unlink()
+        (folder / name).write_text("cat\ndog\n")
+    assert len(merged(models, linear("a", "b"), out="alike")) > 30
+    (models["b"] / name).write_bytes(b"cat\r\ndog")
+    assert len(merged(models, linear("a", "b"), out="other-lines")) > 30
+    (models["b"] / name).write_text("dog\ncat\n")
+    with pytest.raises(InputError, match=rf"a and b have different tokenizers \({name} is another\); say whose"):
+        merged(models, linear("a", "b"))
+    with pytest.raises(InputError, match=r"tokenizer.json: missing, so rows cannot be aligned .* with save_pretrained"):
+        merged(models, linear("a", "b"), tokenizer="a")
+
+
+@pytest.mark.parametrize("name", ["layers.0.w", "embeddings.tok_embeddings.weight", "backbone.embeddings.weight"])
+def test_rows_of_other_tokens_are_aligned_or_refused(
+    tmp_path: Path, merged: Callable[..., Checkpoint], linear: Callable[..., str], name: str
+) -> None:
+    rows = torch.arange(6.0).view(3, 2)
+    models = {}
+    for model, words, tensor in (("a", "xyz", rows), ("b", "zyx", rows.flip(0))):
+        models[model] = tmp_path / model
+        models[model].mkdir()
+        save_file({name: tensor.contiguous()}, models[model] / "model.safetensors")
+        vocabulary = {word: place for place, word in enumerate(words)}
+        content = {"version": "1.0", "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": words[0]}}
+        (models[model] / "tokenizer.json").write_text(json.dumps(content))
+    if "embeddings" in name:
+        assert torch.equal(merged(models, linear("a", "b"), tokenizer="a")[name], rows)
+    else:
+        with pytest.raises(
+            InputError, match=r"^b: has another tokenizer \(token '.' is row .*\), and no tensor that is"
+        ):
+            merged(models, linear("a", "b"), tokenizer="a")
