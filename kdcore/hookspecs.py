@@ -115,7 +115,8 @@ def merge_weights(
 ) -> Iterable[tuple[str, torch.Tensor]] | None:
     """Merge weights into one target: a lazy stream of (tensor name, tensor).
 
-    The newest joiner is asked first; the first stream that is not None is written.
+    The newest joiner is asked first; the first stream that is not None is written, each tensor in the skeleton's dtype.
+    It gives every tensor of the skeleton once, in any order; of tied ones, any of their names is enough.
 
     :param target: its name, sources and options.
     :param sources: source to its tensors by name, read lazily.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -89,6 +90,32 @@ def first_names(module: torch.nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
+def _checked(
+    stream: Iterable[NamedTensor], plugin: str, target: Target, expected: Mapping[str, torch.Tensor]
+) -> Iterator[NamedTensor]:
+    """The stream, as long as each item is a tensor of the skeleton that has not been given before."""
+    given: set[str] = set()
+
+    def refuse(what: str) -> NoReturn:
+        raise PluginError(f"merge_weights of plugin {plugin} gave {what}")
+
+    for pair in _blamed(stream, plugin):
+        match pair:
+            case (str() as name, torch.Tensor() as tensor):
+                pass
+            case _:
+                refuse(f"{reprlib.repr(pair)} for target {target.name!r}: give pairs of a name and a tensor")
+        if name not in expected or tensor.shape != expected[name].shape:
+            shape = tuple(expected[name].shape) if name in expected else "no such tensor"
+            refuse(f"{name} of shape {tuple(tensor.shape)} for target {target.name!r}, whose skeleton has {shape}")
+        if name in given:
+            refuse(f"{name} twice for target {target.name!r}: give each tensor once")
+        if tensor.isnan().any():
+            refuse(f"NaN in {name} for target {target.name!r}: look for NaN in its sources, or for a division by zero")
+        given.add(name)
+        yield name, tensor
+
+
 def _blamed(stream: Iterable[NamedTensor], plugin: str) -> Iterator[NamedTensor]:
     with blaming(f"in hook merge_weights of plugin {plugin}"):
         yield from stream
@@ -106,13 +133,7 @@ def _write(job: StageJob, target: Target, path: Path) -> None:
     specs = [TensorSpec(name, expected[name].dtype, tuple(expected[name].shape)) for name in missing]
     plugin, stream = _stream(job, target, sources)
     with writing(path, specs) as write:
-        for name, tensor in _blamed(stream, plugin):
-            if name not in expected or tensor.shape != expected[name].shape:
-                shape = tuple(expected[name].shape) if name in expected else "no such tensor"
-                raise PluginError(
-                    f"merge_weights of plugin {plugin} gave {name} of shape {tuple(tensor.shape)} "
-                    f"for target {target.name!r}, whose skeleton has {shape}"
-                )
+        for name, tensor in _checked(stream, plugin, target, expected):
             if tied_to[name] in missing:
                 del missing[tied_to[name]]
                 write(tied_to[name], tensor)

@@ -79,6 +79,10 @@ def test_hook_merge_weights_asks_the_newest_joiner_first(execute, joiner):
         ("/ 2", "/ 2 if 'bias' in name else first[name][:1]", r"gave embedding.weight of shape \(1, 16\)"),
         ("for name in first:", "for name in list(first)[1:]:", "left out 1 tensors of target 'student', first emb"),
         ("yield name,", "yield name + '.', ", r"gave embedding.weight\. .*no such tensor"),
+        ("yield name, (first[name] + second[name]) / 2", "yield name", "gave 'embedding.weight' for .*: give pairs of"),
+        ("/ 2", ".numpy()", "give pairs of a name and a tensor"),
+        ("yield name,", "yield name, first[name]; yield name,", "gave embedding.weight twice .*give each tensor once"),
+        ("/ 2", "* float('nan')", "gave NaN in embedding.weight"),
         ("first, second = sources", "return None\n    first, second = sources", "no plugin answers merge_weights"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from attrs import frozen
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kd_plugin_bai.demo import demo_tokenizer, new_model
+from kdcore.engine.merge import first_names
 from kdcore.errors import InputError
+from kdcore.merging.checkpoint import Checkpoint
 from kdcore.model_source import loading, pretrained_source
 
 __all__ = ["Family", "demo_family", "named_family"]
@@ -48,13 +49,15 @@ def named_family(names: Mapping[str, str]) -> Family:
 
     :param names: role to folder, hub name or ``package:MODULE``; a hub name is downloaded.
     :raises InputError: one cannot be opened, has no tokenizer or no safetensors, or differs from the others in the name
-        or shape of a tensor or in the id of a token.
+        or shape of a tensor or in the id of a token; or transformers has other names or shapes.
     """
     folders = {role: _folder(role, name) for role, name in names.items()}
-    for role, folder in folders.items():
-        _refuse_other(_shapes(role, folder), _shapes("reasoning", folders["reasoning"]), role, folder, "tensor")
-        _refuse_other(_tokens(role, folder), _tokens("reasoning", folders["reasoning"]), role, folder, "token")
     place = folders["reasoning"]
+    shapes, tokens = _shapes(place), _tokens("reasoning", place)
+    for role, folder in folders.items():
+        _refuse_other(_shapes(folder), shapes, role, folder, "tensor")
+        _refuse_other(_tokens(role, folder), tokens, role, folder, "token")
+    _refuse_other_names(shapes, place)
     return Family(folders, partial(_tokenizer, "reasoning", place), partial(_untrained, place))
 
 
@@ -85,18 +88,25 @@ def _untrained(folder: str) -> Any:
     return model
 
 
-def _shapes(role: str, folder: str) -> dict[str, tuple[int, ...]]:
-    """Tensor name to shape, from the headers of the safetensors files."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{role} {folder!r} has no .safetensors files: save it with save_pretrained")
-    return dict(shape for file in files for shape in _shapes_in(role, file))
+def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape, of what a merge reads."""
+    return {name: tuple(tensor.shape) for name, tensor in Checkpoint(Path(folder)).items()}
 
 
-def _shapes_in(role: str, file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with loading(f"{role} '{file}'"), safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 - no mapping
-            yield name, tuple(opened.get_slice(name).get_shape())
+def _refuse_other_names(shapes: Mapping[str, tuple[int, ...]], folder: str) -> None:
+    """Refuse tensors that are not those of the module that transformers makes of them, name by name."""
+    with torch.device("meta"):
+        model = _untrained(folder)
+    tied = first_names(model)
+    built = {tied[name]: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = {tied.get(name, name): shape for name, shape in shapes.items()}
+    for name in sorted(built.keys() | stored.keys()):
+        if built.get(name) != stored.get(name):
+            here, there = (each.get(name, "not there") for each in (stored, built))
+            raise InputError(
+                f"reasoning {folder!r}: tensor {name!r} is {here}, in {type(model).__name__} {there}: load all three "
+                "with AutoModelForCausalLM and save them with save_pretrained(FOLDER, save_original_format=False)"
+            )
 
 
 def _tokens(role: str, folder: str) -> dict[str, int]:

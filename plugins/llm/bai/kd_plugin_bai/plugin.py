@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from attrs import frozen
 
-from kd_plugin_bai.answers import measure
+from kd_plugin_bai.answers import as_prompt, measure
 from kd_plugin_bai.demo import MARKER, demo_splits
 from kd_plugin_bai.language_models import Family, demo_family, named_family
 from kd_plugin_bai.merging import first_names, merged
@@ -86,6 +86,8 @@ class BAI:
         self._refuse_unequal_parts(run.world)
         if not all(0 <= ratio <= 1 for ratio in self.search):
             raise InputError(f"search = {list(self.search)}: a ratio is a number from 0 to 1")
+        if not self.marker:
+            raise InputError(f"marker is empty: name what stands before an answer, such as {MARKER.strip()!r}")
         family = self._family(run)
         small = [] if self._named else self._small_models(family)
         merges = [
@@ -155,9 +157,20 @@ class BAI:
         if "family" not in run.memo:
             run.memo["family"] = named_family(names)
         family: Family = run.memo["family"]
-        if self.chat and not family.tokenizer().chat_template:
-            raise InputError(f"chat = true: the tokenizer of reasoning {self.reasoning!r} has no chat_template")
+        if self.chat:
+            self._refuse_template(family.tokenizer())
         return family
+
+    def _refuse_template(self, tokenizer: Any) -> None:
+        """Refuse a chat template that takes no message of a user alone."""
+        if not tokenizer.chat_template:
+            raise InputError(f"chat = true: the tokenizer of reasoning {self.reasoning!r} has no chat_template")
+        try:
+            tokenizer.apply_chat_template([as_prompt("1", chat=True)], add_generation_prompt=True)
+        except Exception as error:  # of jinja, or whatever a template calls
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            taken = f"the chat_template of reasoning {self.reasoning!r} takes no message of a user"
+            raise InputError(f"chat = true: {taken} ({reason}): mend it") from error
 
     def _small_models(self, family: Family) -> list[Stage]:
         """The demo's three models: on texts, then from there on short answers and on worked answers."""
@@ -229,7 +242,13 @@ class BAI:
         """The tasks of each split; in the demo sums, and texts to pretrain on."""
         if run.source_path is None:
             return demo_splits()
-        return read_tasks(run.source_path, self.prompt_column, self.answer_column)
+        tasks = read_tasks(run.source_path, self.prompt_column, self.answer_column)
+        if len(tasks["train"]) < self.prompts:
+            raise InputError(
+                f"{run.source_path}: train has {len(tasks['train'])} tasks, an update needs prompts = {self.prompts}: "
+                "add tasks, or set fewer prompts"
+            )
+        return tasks
 
     @hookimpl
     def student_loss(self, stage: Stage, models: Models, batch: Batch) -> list[LossTerm]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from kd_plugin_bai.demo import demo_tokenizer
 from kd_plugin_bai.language_models import named_family
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from kdcore.errors import InputError
 
@@ -66,6 +67,12 @@ def torn_weights(folder: Path, _: Any) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+def lost_shard(folder: Path, small_model: Callable[..., Any]) -> None:
+    (folder / "model.safetensors").unlink()
+    small_model(0, tie_word_embeddings=True).save_pretrained(folder, max_shard_size="4KB")
+    next(folder.glob("model-00002-of-*")).unlink()
+
+
 def no_end(folder: Path, _: Any) -> None:
     tokenizer: Any = demo_tokenizer()
     tokenizer.eos_token = None
@@ -84,8 +91,9 @@ def no_such_tensor(folder: Path, _: Any) -> None:
         (no_such_tensor, r"tensor 'model\..*' is not there, in reasoning \("),
         (other_tokens, "instruct .*: token 'a' is 68, in reasoning 67"),
         (no_tokenizer, "the tokenizer of instruct .* cannot be loaded"),
-        (no_weights, r"instruct .* has no \.safetensors files"),
-        (torn_weights, "instruct .* cannot be loaded"),
+        (no_weights, "instruct: has pickled weights only"),
+        (torn_weights, r"instruct/model\.safetensors: no valid \.safetensors file"),
+        (lost_shard, r"instruct/model-00002-of-0000.\.safetensors: missing, but .* names it"),
         (no_end, "the tokenizer of instruct .* has no token that ends a text"),
     ],
 )
@@ -97,6 +105,39 @@ def test_what_cannot_be_merged_is_one_line(
     with pytest.raises(InputError, match=words) as error:
         named_family({**models, "instruct": str(folder)})
     assert "\n" not in str(error.value)
+
+
+def test_a_copy_of_the_weights_beside_those_of_the_model_is_not_read(models: Mapping[str, str], tmp_path: Path) -> None:
+    folder = copied(models["instruct"], tmp_path / "instruct")
+    save_file({"layers.0.w": torch.zeros(2)}, folder / "consolidated.safetensors")
+    named_family({**models, "instruct": str(folder)})
+
+
+def of_another_release(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    rotary = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file({**load_file(path), **rotary}, path, metadata={"format": "pt"})
+
+
+def of_the_base_model(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    renamed = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
+    save_file(renamed, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("rename", [of_another_release, of_the_base_model])
+def test_names_that_transformers_has_not_are_refused_and_the_advice_mends_them(
+    models: Mapping[str, str], tmp_path: Path, rename: Callable[[Path], None]
+) -> None:
+    named = {role: str(copied(place, tmp_path / role)) for role, place in models.items()}
+    for place in named.values():
+        rename(Path(place))
+    with pytest.raises(InputError, match=r"reasoning .*: tensor '.*' is .*, in LlamaForCausalLM .*: load all") as error:
+        named_family(named)
+    assert "\n" not in str(error.value)
+    for place in named.values():
+        AutoModelForCausalLM.from_pretrained(place).save_pretrained(place, save_original_format=False)
+    named_family(named)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "owner/nowhere", "package:json"])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdcore.cli import main
+from kdcore.errors import InputError
 from kdcore.files import read_json
 from kdcore.reports.folder import read_metrics
 from kdcore.run import Run
@@ -178,6 +179,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
         (("alpha=1.5",), "alpha"),
         (("search=[0.5, 1.5]",), "search = [0.5, 1.5]: a ratio is a number from 0 to 1"),
         (("chat=true",), "chat_template"),
+        (("marker=",), "marker is empty: name what stands before an answer"),
+        (("prompts=7",), "train has 6 tasks, an update needs prompts = 7"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -188,6 +191,20 @@ def test_bad_input_is_one_line_and_exit_code_2(
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert words in said[0]
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no user') }}", "{% for m in messages %}"])
+def test_a_chat_template_that_fails_is_one_line_before_anything_is_merged(
+    run: Callable[..., Path], models: dict[str, str], tasks: Path, tmp_path: Path, template: str
+) -> None:
+    folder = tmp_path / "chatting"
+    shutil.copytree(models["reasoning"], folder)
+    tokenizer: Any = demo_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"the chat_template of reasoning .* takes no message of a user \(") as error:
+        run(f"reasoning={folder}", "chat=true", data=tasks)
+    assert "\n" not in str(error.value)
 
 
 def test_own_data_needs_models(tasks: Path, tmp_path: Path, capsys: Any) -> None:

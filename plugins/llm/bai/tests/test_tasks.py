@@ -26,6 +26,7 @@ from kdcore.errors import InputError
 )
 def test_reward(response: str, right: float) -> None:
     assert reward(response, "65", "####") == right
+    assert reward(response, "38 + 27 #### 65", "####") == right
 
 
 def test_tasks_have_text_fields_and_ids(tasks: Path) -> None:
@@ -40,6 +41,11 @@ def test_tasks_have_text_fields_and_ids(tasks: Path) -> None:
     [
         ("train.jsonl", '{"prompt": "1+1="}\n', r"train\.jsonl:1: .*'answer'"),
         ("test.jsonl", '{"prompt": "", "answer": "2"}\n', r"test\.jsonl:1: .*'prompt'"),
+        (
+            "train.jsonl",
+            '{"prompt": [{"role": "user"}], "answer": "2"}\n',
+            r"train\.jsonl:1: 'prompt' is \[.* give a text",
+        ),
         ("validation.jsonl", None, "no validation split"),
     ],
 )
