@@ -232,6 +232,17 @@ def test_a_lost_file_is_detected(tmp_path: Path, name: str, opened: Opened) -> N
         assert_resumes(opened, tmp_path, [] if name.endswith("index") else list(ROWS))
 
 
+def test_a_cut_file_of_many_rows_is_one_problem(tmp_path: Path, opened: Opened) -> None:
+    folder = filled(opened, tmp_path)
+    data = only(folder, "*.data")
+    os.truncate(data, data.stat().st_size - 1)
+    [problem] = problems_of(folder)
+    assert "before the end of row 5; delete" in problem
+    data.unlink()
+    [problem] = problems_of(folder)
+    assert "ends at byte 0, before the end of row 0 and of 5 others; delete" in problem
+
+
 # Full disks
 
 
