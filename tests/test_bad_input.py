@@ -95,6 +95,8 @@ IN_LOSS = "(in hook student_loss of plugin soft-labels)"
 METRIC = 'return [Metric("accuracy", sum(right.values()) / len(right), "higher", samples=right)]'
 
 
+ITEM = 'return {"words": words(example["text"]), "label": example["label"]}'
+KEYED = "source=self.teacher,", 'source=self.teacher, key=lambda e: e["text"],'
 RAGGED = '{"logits": Row()}', '{"logits": Row(lengths="words")}'
 
 
@@ -132,6 +134,15 @@ BROKEN: dict[str, tuple[tuple[Change, ...], int, str]] = {
     "a teacher of NaN": (((TEACHER, TEACHER.replace("))}", ")) / 0 * 0}")),), 2, "NaN or infinite 'logits'"),
     "a teacher of lists": (((TEACHER, 'return {"logits": [0] * len(batch)}'),), 2, "no tensor with a row for each"),
     "a teacher without names": (((TEACHER, 'return batch["label"]'),), 2, "gave a Tensor; return named tensors"),
+    "a key without names": ((KEYED,), 2, "the key of teacher 'large' gave a str; return named values"),
+    "an item without names": (((ITEM, "return None"),), 2, "Data.item gave a NoneType; return named values"),
+    "an item without names, not stored": (
+        ((ITEM, "return [1]"), ('store={"logits": Row()}', "store=None")), 2, "Data.item gave a list; return named",
+    ),
+    "a collate without names": (
+        (("Data(item=self.item,", "Data(item=self.item, collate=lambda items: None,"),), 2,
+        "Data.collate gave a NoneType; return named tensors",
+    ),
     "too few rows": (((TEACHER, TEACHER.replace("))}", "))[1:]}")),), 2, "rows for"),
     "a ragged output of one row": (
         ((TEACHER, TEACHER.replace('batch.mask("words"))', 'batch.mask("words")).argmax(1)')), RAGGED), 2,

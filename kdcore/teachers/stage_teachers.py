@@ -117,11 +117,11 @@ class StageTeachers:
         if teacher.rows is not None:
             return row_key({"id": example.id})
         if teacher.key is not None:
-            return row_key(dict(teacher.key(example)))
+            return row_key(_named(teacher.key(example), f"the key of teacher {name!r}"))
         if item is None:
             assert self.stage.data is not None
             item = fixed_item(self.stage.data, example)
-        return row_key(dict(item))
+        return row_key(_named(item, "Data.item"))
 
     def store(self, name: str) -> Store:
         """The teacher's store, opened at first use."""
@@ -348,6 +348,12 @@ class StageTeachers:
                     raise PluginError(f"teacher_outputs of plugin {plugin} gave a {kind}; return named tensors")
                 return outputs
         raise PluginError(f"no plugin answers teacher_outputs for teacher {name!r} of stage {self.stage.name!r}")
+
+
+def _named(values: Any, giver: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise PluginError(f"{giver} gave a {type(values).__name__}; return named values")
+    return dict(values)
 
 
 def _first_of_each(keys: Sequence[bytes], positions: Iterable[int]) -> list[int]:
