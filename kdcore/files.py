@@ -118,7 +118,7 @@ def making(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
     with placed(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-    with _removed_on_error(temporary):
+    with _removed_on_error(temporary), _naming(folder):
         yield temporary
         make_durable(temporary)
         _make_readable(temporary)
@@ -162,6 +162,17 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Name a folder in what the system says without a place, such as that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(folder)
         raise
 
 

@@ -160,7 +160,7 @@ class Teacher:
     :param key: ``key(example)`` returns the named values of an example that its outputs depend on; by default the
         stage's ``item``. Rows are found by its hash, so they outlive a change of student where the key knows none.
     :param store: output name to `Row`: computed once for all examples before a round's first step and stored;
-        the teacher is not loaded when every row is there.
+        the teacher is not loaded for it when every row is there (see ``subject`` for its own test).
     :param vocabulary: ``vocabulary(run)`` returns the hash of the vocabulary that its outputs are over (see
         `kdcore.losses.vocabulary.same_vocabulary`, which refuses a student with another one); kept with the store.
     :param batch_size: examples of one call of `teacher_outputs` while the store is filled.

@@ -95,6 +95,11 @@ IN_LOSS = "(in hook student_loss of plugin soft-labels)"
 METRIC = 'return [Metric("accuracy", sum(right.values()) / len(right), "higher", samples=right)]'
 
 
+ITEM = 'return {"words": words(example["text"]), "label": example["label"]}'
+KEYED = "source=self.teacher,", 'source=self.teacher, key=lambda e: e["text"],'
+RAGGED = '{"logits": Row()}', '{"logits": Row(lengths="words")}'
+
+
 def synth(body: str) -> tuple[Change, Change]:
     hook = "    @hookimpl\n    def teacher_outputs"
     return SYNTH, (hook, f"    @hookimpl\n    def data_synth(self, run):\n        {body}\n\n{hook}")
@@ -129,7 +134,29 @@ BROKEN: dict[str, tuple[tuple[Change, ...], int, str]] = {
     "a teacher of NaN": (((TEACHER, TEACHER.replace("))}", ")) / 0 * 0}")),), 2, "NaN or infinite 'logits'"),
     "a teacher of lists": (((TEACHER, 'return {"logits": [0] * len(batch)}'),), 2, "no tensor with a row for each"),
     "a teacher without names": (((TEACHER, 'return batch["label"]'),), 2, "gave a Tensor; return named tensors"),
+    "a key without names": ((KEYED,), 2, "the key of teacher 'large' gave a str; return named values"),
+    "an item without names": (((ITEM, "return None"),), 2, "Data.item gave a NoneType; return named values"),
+    "an item without names, not stored": (
+        ((ITEM, "return [1]"), ('store={"logits": Row()}', "store=None")), 2, "Data.item gave a list; return named",
+    ),
+    "a collate without names": (
+        (("Data(item=self.item,", "Data(item=self.item, collate=lambda items: None,"),), 2,
+        "Data.collate gave a NoneType; return named tensors",
+    ),
     "too few rows": (((TEACHER, TEACHER.replace("))}", "))[1:]}")),), 2, "rows for"),
+    "a ragged output of one row": (
+        ((TEACHER, TEACHER.replace('batch.mask("words"))', 'batch.mask("words")).argmax(1)')), RAGGED), 2,
+        "teacher 'large': 'logits' has the shape (64,), but 'words' is up to 64 long in these examples",
+    ),
+    "a ragged output cut short": (
+        ((TEACHER, 'return {"logits": batch["words"][:, 1:].float()}'), RAGGED), 2,
+        "'logits' has the shape (64, 63), but 'words' is up to 64 long",
+    ),
+    "a ragged top k of one row": (((RAGGED[0], RAGGED[1].replace(")", ", topk=2)")),), 2, "has the shape (64, 6), but"),
+    "a ragged output of no field": (
+        ((RAGGED[0], RAGGED[1].replace("words", "word")),), 2,
+        "teacher 'large': Row(lengths='word'): the batch has no field 'word.lengths'; it has",
+    ),
     "a loss of many": (((', cross_entropy, "task"', ', logits, "task"'),), 2, "(16, 6); it must be a scalar tensor"),
     "a loss without gradient": (
         ((', cross_entropy, "task"', ', cross_entropy.detach(), "task"'), ("option(0.5,", "option(0.0,")),

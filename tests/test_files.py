@@ -109,6 +109,13 @@ def test_an_error_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("place", [None, "elsewhere"])
+def test_a_full_disk_is_named_where_the_system_does_not(tmp_path, place):
+    with pytest.raises(OSError, match="No space") as error, making(tmp_path / "out"):
+        raise OSError(28, "No space left on device", place)
+    assert error.value.filename == (place or str(tmp_path / "out"))
+
+
 def test_a_link_goes_on_pointing(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kdcore.data.padding import LENGTHS
+from kdcore.errors import PluginError
 from kdcore.recipe import Example
 
 
@@ -29,7 +30,10 @@ class Batch:
     def __init__(
         self, fields: Mapping[str, Any], examples: Sequence[Example], items: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
-        self.fields = dict(fields)
+        given: Any = fields
+        if not isinstance(given, Mapping):
+            raise PluginError(f"Data.collate gave a {type(given).__name__}; return named tensors")
+        self.fields = dict(given)
         self.examples = examples
         self.items = items
 

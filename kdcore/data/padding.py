@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcore.errors import PluginError
+
 LENGTHS = ".lengths"
 
 
@@ -18,9 +20,13 @@ def pad(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ``"field.lengths"`` of shape ``(batch,)``, from which `kdcore.Batch.mask` is made; anything else stays a list.
 
     :param items: what ``Data.item`` returned, all with the same fields.
+    :raises PluginError: one of them has no fields.
     """
     if not items:
         raise ValueError("a batch needs at least one item")
+    wrong = [type(item).__name__ for item in items if not isinstance(item, Mapping)]
+    if wrong:
+        raise PluginError(f"Data.item gave a {wrong[0]}; return named values")
     fields: dict[str, Any] = {}
     for name in items[0]:
         values = [item[name] for item in items]

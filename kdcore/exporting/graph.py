@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,18 +80,23 @@ def quantize(source: Path, target: Path) -> None:
     products of x86 processors without VNNI would saturate, and the figures would differ from one machine to another.
 
     :raises InputError: the model has hardly any such weights.
+    :raises OSError: the disk is full.
     """
+    from google.protobuf.message import DecodeError
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with quiet():
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=list(QUANTIZED),
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-        )
+    try:
+        with quiet():
+            quantize_dynamic(
+                source,
+                target,
+                op_types_to_quantize=list(QUANTIZED),
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+            )
+    except DecodeError as error:  # of a copy beside the source, which onnx writes without a look at what became of it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     if size_of(target) > WORTHWHILE * size_of(source):
         raise InputError(
             "int8 makes this model hardly smaller: only its matrix products and embeddings can be quantised, not its "

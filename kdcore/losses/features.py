@@ -156,7 +156,8 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     ours, theirs = (maps.square().sum(1, keepdim=True) for maps in _in_one_dtype(student, teacher))
     if ours.shape != theirs.shape:
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False, antialias=True)
-    return (_unit(ours.flatten(1)) - _unit(theirs.flatten(1))).square().mean()
+    squares = (_unit(ours.flatten(1)) - _unit(theirs.flatten(1))).square()
+    return squares.sum() / max(squares.numel(), 1)
 
 
 @_without_autocast

@@ -45,8 +45,14 @@ def folder_of(root: Path, header: Mapping[str, Any]) -> Path:
 
 
 def write_header(folder: Path, header: Mapping[str, Any]) -> None:
-    """Write a store's header durably, with kdcore's version, unless it has one."""
+    """Write a store's header durably, with kdcore's version, unless it has one.
+
+    :raises InputError: it had one: there are rows, of a vocabulary that nobody knows any more.
+    """
+    had_one = _has_rows(folder)
     if not (folder / HEADER).exists():
+        if had_one and _has_rows(folder):  # else it was removed meanwhile
+            raise InputError(f"{folder / HEADER}: missing; delete {folder}, it is computed again")
         write_sealed(folder / HEADER, {**header, "kdcore": _kdcore_version()})
         sync_folder(folder.parent)
 
@@ -92,6 +98,10 @@ def read_layout(folder: Path, schema: Mapping[str, Row]) -> Layout | None:
     """
     shapes = read_sealed(folder / SHAPES)
     return None if shapes is None else Layout(stored_schema(schema), shapes["shapes"])
+
+
+def _has_rows(folder: Path) -> bool:
+    return any(folder.glob("rows-*.index"))
 
 
 def _kdcore_version() -> str:

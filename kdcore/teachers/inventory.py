@@ -19,7 +19,7 @@ from kdcore.recipe import Row
 from kdcore.synthesis.journal_file import JOURNAL, is_journal
 from kdcore.teachers.header import HEADER, read_header, read_layout, schema_in
 from kdcore.teachers.layout import SHAPES
-from kdcore.teachers.locks import seize
+from kdcore.teachers.locks import is_seized, seize
 from kdcore.teachers.part import Part, Writer
 from kdcore.teachers.store import FILL_LOCK, Store
 from kdcore.teachers.topk_rows import PARTS
@@ -173,13 +173,7 @@ def _seized(folder: Path) -> Iterator[bool]:
 
 def is_busy(folder: Path) -> bool:
     """Whether another process may be writing to a store."""
-    for path in [folder / FILL_LOCK, *folder.glob("rows-*.index")]:
-        if path.exists():
-            handle = seize(path)
-            if handle is None:
-                return True
-            os.close(handle)
-    return False
+    return any(map(is_seized, [folder / FILL_LOCK, *folder.glob("rows-*.index")]))
 
 
 def _parts(folder: Path) -> list[Part]:

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-__all__ = ["is_held", "seize", "share"]
+__all__ = ["is_held", "is_seized", "seize", "share"]
 
 
 def seize(path: Path) -> int | None:
@@ -30,6 +30,18 @@ def share(path: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def is_seized(path: Path) -> bool:
+    """Whether a process, this one included, has a file for itself alone; the file may be one that can only be read."""
+    try:
+        handle = _lock(os.open(path, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    if handle is None:
+        return True
+    os.close(handle)
+    return False
 
 
 def is_held(path: Path) -> bool:

@@ -104,27 +104,31 @@ class Part:
         raw, length = self._raw_index(0), self._data_size()
         records, damaged = self._finished(raw, 0)
         problems = [f"{self.index}: record {number} is damaged; {self._fix()}" for number in damaged]
+        cut = []
         with (self.data if self.data.exists() else Path(os.devnull)).open("rb") as file:
             for number, record in enumerate(records):
                 offset, size = int(record["offset"]), int(self.layout.sizes(record["lengths"]))
                 if number in damaged:
                     continue
                 if offset + size > length:
-                    problems.append(
-                        f"{self.data}: ends at byte {length}, before the end of row {number}; {self._fix()}"
-                    )
+                    cut.append(number)
                     continue
                 file.seek(offset)
                 if crc32(file.read(size)) != record["crc"]:
                     problems.append(f"{self.data}: row {number}, at byte {offset}, is damaged; {self._fix()}")
+        if cut:
+            others = f" and of {len(cut) - 1:,} others" if len(cut) > 1 else ""
+            problems.append(
+                f"{self.data}: ends at byte {length}, before the end of row {cut[0]}{others}; {self._fix()}"
+            )
         if damaged:
             return problems
         past = length - self.layout.end(records["offset"], records["lengths"])
-        cut = "kdcore store prune, or the next run that appends, cuts it off"
+        cure = "kdcore store prune, or the next run that appends, cuts it off"
         if len(raw) > len(records) * self.dtype.itemsize:
-            problems.append(f"{self.index}: ends in an unfinished append (an interrupted write); {cut}")
+            problems.append(f"{self.index}: ends in an unfinished append (an interrupted write); {cure}")
         if past > 0:
-            problems.append(f"{self.data}: has {past} bytes past its last row (an interrupted write); {cut}")
+            problems.append(f"{self.data}: has {past} bytes past its last row (an interrupted write); {cure}")
         return problems
 
     def unfinished(self) -> int:

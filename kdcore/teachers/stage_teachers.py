@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from kdcore.engine.loader import fixed_item
 from kdcore.engine.models import hash_weights
 from kdcore.engine.seeds import derive, seed_everything
 from kdcore.errors import InputError, PluginError, TeacherRefusedError, blaming
+from kdcore.losses.topk import TopK
 from kdcore.model_source import sources_in
-from kdcore.recipe import Example, Stage, Teacher
+from kdcore.recipe import Example, Row, Stage, Teacher
 from kdcore.teachers.store import Store, fingerprint_path, row_key
 from kdcore.teachers.topk_rows import condense, may_be_impossible
 from kdcore.text_model import TextModel
@@ -115,11 +117,11 @@ class StageTeachers:
         if teacher.rows is not None:
             return row_key({"id": example.id})
         if teacher.key is not None:
-            return row_key(dict(teacher.key(example)))
+            return row_key(_named(teacher.key(example), f"the key of teacher {name!r}"))
         if item is None:
             assert self.stage.data is not None
             item = fixed_item(self.stage.data, example)
-        return row_key(dict(item))
+        return row_key(_named(item, "Data.item"))
 
     def store(self, name: str) -> Store:
         """The teacher's store, opened at first use."""
@@ -236,16 +238,39 @@ class StageTeachers:
         for output in schema:
             if output not in outputs:
                 raise PluginError(f"teacher_outputs gave no {output!r} for teacher {name!r}, which its store lists")
-        plain = condense({output: outputs[output] for output in schema}, schema, batch.mask)
+        mask = partial(self._mask, name, batch)
+        for output, row in schema.items():
+            if row.lengths is not None:
+                self._refuse_short(name, output, outputs[output], row, mask(row.lengths))
+        plain = condense({output: outputs[output] for output in schema}, schema, mask)
         stored, arrays = self.store(name).stored, {}
         for output, row in stored.items():
             values = plain[output]
             self._check(name, output, values, batch)
             arrays[output] = list(values.detach().cpu())
             if row.lengths is not None:
-                lengths = batch.mask(row.lengths).sum(1).tolist()
+                lengths = mask(row.lengths).sum(1).tolist()
                 arrays[output] = [values[:length] for values, length in zip(arrays[output], lengths)]
         return [{output: arrays[output][place] for output in stored} for place in range(len(batch))]
+
+    def _mask(self, name: str, batch: Batch, field: str) -> torch.Tensor:
+        try:
+            return batch.mask(field)
+        except KeyError as error:
+            raise PluginError(f"teacher {name!r}: Row(lengths={field!r}): {error.args[0]}") from error
+
+    def _refuse_short(self, name: str, output: str, value: Any, row: Row, mask: torch.Tensor) -> None:
+        """Refuse a ragged output without an axis of positions, or with fewer of them than an example has."""
+        tensor = value.indices if isinstance(value, TopK) else value
+        shape, longest = getattr(tensor, "shape", None), int(mask.sum(1).max())
+        if shape is None:
+            return
+        positions = shape if row.topk is None else shape[:-1]
+        if len(positions) < 2 or positions[1] < longest:
+            raise PluginError(
+                f"teacher {name!r}: {output!r} has the shape {tuple(shape)}, but {row.lengths!r} is up to {longest} "
+                "long in these examples; give a row for each position, or leave Row(lengths=) out"
+            )
 
     def _check(self, name: str, output: str, values: Any, batch: Batch) -> None:
         """Refuse what is no row of usable numbers for each example."""
@@ -323,6 +348,12 @@ class StageTeachers:
                     raise PluginError(f"teacher_outputs of plugin {plugin} gave a {kind}; return named tensors")
                 return outputs
         raise PluginError(f"no plugin answers teacher_outputs for teacher {name!r} of stage {self.stage.name!r}")
+
+
+def _named(values: Any, giver: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise PluginError(f"{giver} gave a {type(values).__name__}; return named values")
+    return dict(values)
 
 
 def _first_of_each(keys: Sequence[bytes], positions: Iterable[int]) -> list[int]:

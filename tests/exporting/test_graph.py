@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_weights_of_more_than_a_protobuf_lie_beside_the_file(sentence_transforme
     assert exact["sentence_embedding"].max_abs < 1e-5
     rounded = compare(TorchModel(student), OnnxModel(tmp_path / "second" / "model_int8.onnx", threads=1), [batch])
     assert rounded["sentence_embedding"].cosine > 0.99
+
+
+def test_a_disk_that_is_full_while_int8_is_written_is_told_so(sentence_transformer, texts, tmp_path, monkeypatch):
+    student = open_student(sentence_transformer)
+    write_graph(student, student.tokenize(texts[:2]), tmp_path / "model.onnx")
+    infer = onnx.shape_inference.infer_shapes_path
+
+    def infer_on_a_full_disk(source, target, *others):
+        infer(source, target, *others)
+        os.truncate(target, 4096)
+
+    monkeypatch.setattr("onnx.shape_inference.infer_shapes_path", infer_on_a_full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        quantize(tmp_path / "model.onnx", tmp_path / "model_int8.onnx")
 
 
 def test_convolutions_have_nothing_to_quantise(tmp_path):

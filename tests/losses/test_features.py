@@ -286,6 +286,13 @@ def test_gradients_of_attention_transfer_and_of_maps_of_zeros() -> None:
     assert torch.isfinite(zeros.grad).all()
 
 
+def test_attention_transfer_of_no_images_is_0() -> None:
+    maps = torch.zeros(0, 3, 5, 4, requires_grad=True)
+    loss = attention_transfer(maps, maps.detach())
+    loss.backward()
+    assert loss.item() == 0
+
+
 # Hints
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kdcore.recipe import Row
 from kdcore.teachers.header import HEADER
 from kdcore.teachers.inventory import remove
-from kdcore.teachers.locks import seize, share
+from kdcore.teachers.locks import is_seized, seize, share
 from kdcore.teachers.store import Store
 
 
@@ -31,6 +33,26 @@ def test_one_may_seize_and_several_may_share(tmp_path: Path) -> None:
     assert last is not None
     os.close(last)
     assert share(tmp_path / "missing") is None
+
+
+def test_whether_a_file_is_seized_is_seen_without_writing_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    assert not is_seized(path)
+    seized = seize(path)
+    assert seized is not None
+    opened = os.open
+
+    def on_a_read_only_disk(name: Path, flags: int, *mode: int) -> int:
+        if flags != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+        return opened(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", on_a_read_only_disk)
+    assert is_seized(path)
+    os.close(seized)
+    assert not is_seized(path)
 
 
 def test_a_file_that_is_removed_while_one_waits_is_not_shared(tmp_path: Path) -> None:

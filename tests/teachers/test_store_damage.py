@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from kdcore.errors import InputError, RunError
+from kdcore.recipe import Row
 from kdcore.teachers.inventory import cut_unfinished
 from kdcore.teachers.part import PAGE
 from kdcore.teachers.store import Store
@@ -225,11 +226,33 @@ def test_a_lost_file_is_detected(tmp_path: Path, name: str, opened: Opened) -> N
     with opened(tmp_path) as store:
         (folder / name).unlink()
         assert any(name.partition(".")[0] in problem for problem in problems_of(store.folder))
-    if name in ("shapes.json", "rows-00000-000.data"):
-        with pytest.raises(InputError, match="delete"):
-            opened(tmp_path)
+    if name == "rows-00000-000.index":
+        assert_resumes(opened, tmp_path, [])
     else:
-        assert_resumes(opened, tmp_path, [] if name.endswith("index") else list(ROWS))
+        with pytest.raises(InputError, match=f"{name}.*delete"):
+            opened(tmp_path)
+
+
+def test_rows_of_an_unknown_vocabulary_are_not_read(tmp_path: Path) -> None:
+    def of(vocabulary: str) -> Store:
+        return Store.open(tmp_path, name="large", fingerprint="abc", schema={"score": Row()}, vocabulary=vocabulary)
+
+    with of("words") as store:
+        store.append([bytes(16)], [{"score": 1.0}])
+        (store.folder / "header.json").unlink()
+    with pytest.raises(InputError, match=r"header\.json: missing; delete"):
+        of("other words")
+
+
+def test_a_cut_file_of_many_rows_is_one_problem(tmp_path: Path, opened: Opened) -> None:
+    folder = filled(opened, tmp_path)
+    data = only(folder, "*.data")
+    os.truncate(data, data.stat().st_size - 1)
+    [problem] = problems_of(folder)
+    assert "before the end of row 5; delete" in problem
+    data.unlink()
+    [problem] = problems_of(folder)
+    assert "ends at byte 0, before the end of row 0 and of 5 others; delete" in problem
 
 
 # Full disks
