@@ -64,8 +64,11 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: missing; the folder is incomplete") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: no valid JSON ({error.msg}); restore or delete the file") from None
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of 5000 digits, 5000 brackets
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); restore or delete the file") from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, 5000 brackets
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: no valid JSON ({reason}); restore or delete the file") from None
 
 
 def read_written(path: Path, fix: str) -> str:

@@ -168,7 +168,7 @@ def test_a_folder_serves_one_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "missing"), ("{", "no valid JSON"), (100_000 * "[", "cannot be read"), (5000 * "1", "cannot be read")],
+    [(None, "missing"), ("{", "no valid JSON"), (100_000 * "[", "no valid JSON"), (5000 * "1", "no valid JSON")],
 )
 def test_unreadable_json_names_the_file(tmp_path, text, words):
     path = tmp_path / "plan.json"

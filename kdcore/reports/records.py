@@ -294,11 +294,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
     :raises InputError: when the file cannot be read, is not JSON, is no object, or is nested too deeply.
     """
-    try:
-        value = read_json(path)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise InputError(f"{path}: no valid JSON ({reason}); restore or delete the file") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     _refuse_depth(value, path)
