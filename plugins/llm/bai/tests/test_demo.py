@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import torch
-from kd_plugin_bai.demo import MARKER, PIECE, demo_splits, demo_tokenizer, new_model, working
+from kd_plugin_bai.demo import MARKER, PIECE, PROSE, SUMS, demo_splits, demo_tokenizer, new_model, working
 from kd_plugin_bai.tasks import reward
 from transformers import AutoTokenizer
 
@@ -42,10 +42,10 @@ def test_the_short_and_the_long_answer_of_an_example_have_the_reward() -> None:
 def test_the_corpus_is_prose_and_written_sums() -> None:
     texts = [example["text"] for example in SPLITS["corpus"]]
     assert {len(text) for text in texts} == {PIECE}
-    prose = [text for text in texts if sum(map(str.isalpha, text)) > PIECE / 2]
-    sums = [text for text in texts if set(text) <= set("0123456789+=,# \n")]
-    assert len(sums) == 9000
-    assert len(prose) > 4000
+    prose, sums = texts[:PROSE], texts[PROSE:]
+    assert len(sums) == SUMS
+    assert sum(sum(map(str.isalpha, text)) > PIECE / 2 for text in prose) > 4000
+    assert all(set(text) <= set("0123456789+=,# \n") for text in sums)
     assert sum(" #### " in text for text in sums) > 4000
 
 
