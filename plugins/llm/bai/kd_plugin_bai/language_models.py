@@ -15,12 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from kd_plugin_bai.demo import demo_tokenizer, new_model
 from kdcore.engine.merge import first_names
 from kdcore.errors import InputError
-from kdcore.merging.checkpoint import Checkpoint
+from kdcore.merging.checkpoint import WANTED, Checkpoint
 from kdcore.model_source import loading, pretrained_source
 
 __all__ = ["Family", "demo_family", "named_family"]
-
-FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 
 
 @frozen(eq=False)
@@ -64,7 +62,7 @@ def named_family(names: Mapping[str, str]) -> Family:
 def _folder(role: str, name: str) -> str:
     with loading(f"{role} {name!r}"):
         source = pretrained_source(name)
-        folder = source if Path(source).is_dir() else snapshot_download(source, allow_patterns=list(FILES))
+        folder = source if Path(source).is_dir() else snapshot_download(source, allow_patterns=WANTED)
         return str(Path(folder).resolve())
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from kdcore.engine.merge import first_names
 from kdcore.merging import merge_tensors
 
-__all__ = ["first_names", "merged"]
+__all__ = ["merged"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -24,7 +23,7 @@ def merged(
     A source of weight 0 is not read, so that an unmerged model comes out bit by bit.
 
     :param sources: tensors by name, read when they are touched; tensors of one name have one shape.
-    :param tied: see `first_names`; each source may have a tied tensor by any of its names.
+    :param tied: see `kdcore.engine.merge.first_names`; each source may have a tied tensor by any of its names.
     """
     read = [
         ({tied.get(name, name): name for name in source}, source, weight)

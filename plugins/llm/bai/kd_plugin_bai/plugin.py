@@ -13,12 +13,12 @@ from attrs import frozen
 from kd_plugin_bai.answers import as_prompt, measure
 from kd_plugin_bai.demo import MARKER, demo_splits
 from kd_plugin_bai.language_models import Family, demo_family, named_family
-from kd_plugin_bai.merging import first_names, merged
+from kd_plugin_bai.merging import merged
 from kd_plugin_bai.search import best, try_ratios
 from kd_plugin_bai.supervised import encode, learned, next_token_loss
 from kd_plugin_bai.tasks import read_tasks
 from kdcore.data.batch import Batch
-from kdcore.engine.merge import source_tensors
+from kdcore.engine.merge import first_names, source_tensors
 from kdcore.engine.models import Models
 from kdcore.engine.optimizers import adamw
 from kdcore.engine.schedules import linear

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from kd_plugin_bai.answers import as_prompt, as_text
 from kd_plugin_bai.phenomena import collapse_ratio, dip
 from kd_plugin_bai.tasks import reward
 from kdcore.engine.seeds import derive
+from kdcore.errors import InputError
+from kdcore.files import read_json
 from kdcore.recipe import Example, Metric
 from kdcore.run import Run
 
@@ -160,7 +161,7 @@ def newest_checkpoint(folder: Path) -> str | None:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        read_json(path)
+    except InputError:
         return False
     return True

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from kd_plugin_bai.merging import first_names, merged
+from kd_plugin_bai.merging import merged
+from kdcore.engine.merge import first_names
 
 __all__ = ["best", "try_ratios"]
 

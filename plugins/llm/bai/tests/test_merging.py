@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
-from kd_plugin_bai.merging import first_names, merged
+from kd_plugin_bai.merging import merged
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from kdcore.engine.merge import first_names
 
 
 class Unreadable(Mapping[str, torch.Tensor]):
