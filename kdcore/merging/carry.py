@@ -81,7 +81,7 @@ def _dtype(job: Job, config: Mapping[str, Any]) -> dict[str, str]:
     sizes: Counter[str] = Counter()
     for output in job.outputs:
         if output.dtype.is_floating_point:
-            sizes[str(output.dtype).removeprefix("torch.")] += output.size
+            sizes[str(output.dtype).removeprefix("torch.")] += output.spec.size
     key = next((key for key in ("dtype", "torch_dtype") if key in config), None)
     return {key: sizes.most_common(1)[0][0]} if key and sizes else {}
 

@@ -15,7 +15,7 @@ from kdcore.errors import InputError
 from kdcore.files import read_json
 from kdcore.model_source import expanded, is_path, resolve_source
 
-__all__ = ["OTHERS", "Checkpoint", "find_model"]
+__all__ = ["OTHERS", "WANTED", "Checkpoint", "find_model"]
 
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"

@@ -18,6 +18,7 @@ from kdcore.merging.lazy import LazyTensor, Stored
 from kdcore.merging.merged import Merged, Restacked
 from kdcore.merging.plan import Merge, Plan, Source, setting_at
 from kdcore.merging.registry import METHODS, Values
+from kdcore.merging.shards import TensorSpec
 from kdcore.merging.vocabulary import HEADS, Vocabulary, has_row_for_each_token
 
 __all__ = ["Graph", "Output"]
@@ -41,9 +42,9 @@ class Output:
     dtype: torch.dtype
 
     @property
-    def size(self) -> int:
-        """In bytes."""
-        return int(torch.Size(self.lazy.shape).numel()) * self.dtype.itemsize
+    def spec(self) -> TensorSpec:
+        """It as it is written."""
+        return TensorSpec(self.name, self.dtype, self.lazy.shape)
 
 
 @frozen(eq=False)

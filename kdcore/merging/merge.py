@@ -168,17 +168,17 @@ def estimate(plan: Plan, *, device: torch.device | str = "cpu", threads: int | N
     graph = Graph(plan, device)
     job = Job.of(graph)
     read = sum(path.stat().st_size for path in graph.files())
-    outputs = sorted(job.outputs, key=lambda output: output.size)
+    outputs = sorted(job.outputs, key=lambda output: output.spec.size)
     began, sampled = time.perf_counter(), 0
     with Threads(threads) as pool, torch.inference_mode():
         for output in outputs[len(outputs) // 2 :] + outputs[: len(outputs) // 2]:
             output.lazy.prepare(pool.map)
             for _ in pool.map(partial(_compute, output.lazy), chunks(output.lazy.shape)):
                 pass
-            sampled += output.size
+            sampled += output.spec.size
             if time.perf_counter() - began > SAMPLED_SECONDS:
                 break
-    seconds = (time.perf_counter() - began) * sum(output.size for output in outputs) / max(1, sampled)
+    seconds = (time.perf_counter() - began) * sum(output.spec.size for output in outputs) / max(1, sampled)
     largest = max(max(CHUNK, row_elements(each.lazy.shape)) * each.lazy.dtype.itemsize for each in outputs)
     held = largest * (3 * len(graph.leaves) + 4) * pool.count
     return Estimate(graph, job, read, seconds, held)

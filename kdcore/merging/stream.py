@@ -27,7 +27,7 @@ from kdcore.errors import InputError
 from kdcore.files import JsonLines
 from kdcore.merging.graph import Graph, Output
 from kdcore.merging.lazy import chunks
-from kdcore.merging.shards import Layout, TensorPlace, TensorSpec, lay_out, opened, write_rows
+from kdcore.merging.shards import Layout, TensorPlace, lay_out, opened, write_rows
 
 __all__ = ["LOCK", "LOG", "Job", "Threads", "digest_of", "finish", "stream", "tidy"]
 
@@ -97,8 +97,7 @@ class Job:
         :raises InputError: sources do not fit together.
         """
         outputs = graph.outputs()
-        specs = [TensorSpec(output.name, output.dtype, output.lazy.shape) for output in outputs]
-        layout = lay_out(specs, graph.plan.shard_size, graph.stems())
+        layout = lay_out([output.spec for output in outputs], graph.plan.shard_size, graph.stems())
         files = [path.resolve() for path in [*graph.files(), *graph.settings()]]
         facts = {
             "kdcore": __version__,

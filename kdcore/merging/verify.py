@@ -95,7 +95,7 @@ def verify(
                 found = (tensor if not tensor.shape else tensor[slice(*bounds)]).double()
                 if not torch.isfinite(found).all() and torch.isfinite(rows).all():
                     raise InputError(f"{out}: {output.name} holds what is no number; use a wider dtype")
-                steps = _steps(found, rows, _scale(output.lazy, bounds), output.dtype)
+                steps = _steps(found, rows, _scale(output.lazy, rows, bounds), output.dtype)
                 entries += steps.numel()
                 off += int((steps > 1).sum())
                 if steps.numel() and steps.max().item() > worst:
@@ -104,7 +104,7 @@ def verify(
                 raise InputError(f"{out}: {output.name} is not what the plan gives, in {off} of {entries} entries")
             compared += entries
             beyond += off
-        advance(output.size)
+        advance(place.spec.size)
     return Verification(len(names), compared, beyond, worst, where)
 
 
@@ -120,11 +120,10 @@ def _sample(output: Output) -> list[tuple[int, int]]:
     return [pieces[index] for index in sorted({0, len(pieces) // 2, len(pieces) - 1})] if pieces else []
 
 
-def _scale(lazy: LazyTensor, bounds: tuple[int, int]) -> float:
+def _scale(lazy: LazyTensor, rows: torch.Tensor, bounds: tuple[int, int]) -> float:
     """The magnitude of the largest numbers in some rows of a tensor and of all that it is computed of."""
-    rows = lazy.rows(*bounds)
     largest = rows.abs().max().item() if rows.numel() else 0.0
-    return largest + sum(_scale(each, bounds) for each in lazy.inputs)
+    return largest + sum(_scale(each, each.rows(*bounds), bounds) for each in lazy.inputs)
 
 
 def _steps(found: torch.Tensor, exact: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
